@@ -1,0 +1,1 @@
+"""What more than one process needs: errors, configuration, messages, the bus and the engine."""

@@ -1,0 +1,1 @@
+"""The ground floor: errors, time and logs. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""What travels between processes: keys, messages, limits, request rules. No I/O, no torch."""

@@ -1,0 +1,73 @@
+"""Stand-ins for what is slow or outside: time and the model. No mock of a class of our own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shared.engine.spans import Span
+
+
+class ManualClock:
+    """A clock that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+
+    def monotonic_s(self) -> float:
+        """See shared.common.clock.Clock."""
+        return self.elapsed_s
+
+    def unix_ms(self) -> int:
+        """See shared.common.clock.Clock."""
+        return 1_700_000_000_000 + int(self.elapsed_s * 1_000)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.elapsed_s += seconds
+
+
+class FakeRunner:
+    """A model without weights whose cache can be wrong: logits are a fixed function of the whole prefix.
+
+    Keeps the token of every slot, as a paged cache would keep keys and values, and computes each row from
+    what the block table leads to. A wrong block table, a stale slot or a missed copy gives other logits.
+    """
+
+    def __init__(
+        self, *, vocab_size: int, num_blocks: int, block_size: int, sharpness: float = 4.0
+    ):
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.slots = [[-1] * block_size for _ in range(num_blocks)]
+        self.sharpness = sharpness
+        self.num_runs = 0
+
+    def run(self, spans: Sequence[Span]) -> Tensor:
+        """See shared.engine.spans.Runner."""
+        self.num_runs += 1
+        for span in spans:
+            for index, token_id in enumerate(span.token_ids, span.start):
+                block = span.block_ids[index // self.block_size]
+                self.slots[block][index % self.block_size] = token_id
+        rows = [row for span in spans for row in self._rows(span)]
+        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """See shared.engine.spans.Runner."""
+        for source, destination in copies:
+            self.slots[destination] = list(self.slots[source])
+
+    def _rows(self, span: Span) -> list[Tensor]:
+        end = span.start + len(span.token_ids)
+        prefix = [
+            self.slots[span.block_ids[index // self.block_size]][index % self.block_size]
+            for index in range(end)
+        ]
+        return [self.logits(prefix[: end - back]) for back in range(span.num_logits - 1, -1, -1)]
+
+    def logits(self, prefix: Sequence[int]) -> Tensor:
+        """The row that follows `prefix`: [V] float32, the same on every call."""
+        state = hash(tuple(prefix)) & 0xFFFF_FFFF  # integers hash alike in every process
+        generator = torch.Generator().manual_seed(state)
+        return torch.randn(self.vocab_size, generator=generator) * self.sharpness
