@@ -28,15 +28,16 @@ class ManualClock:
 
 
 class FakeRunner:
-    """A model without weights whose cache can be wrong: logits are a fixed function of the whole prefix.
+    """A model without weights whose cache can be wrong: logits are a function of the whole prefix.
 
-    Keeps the token of every slot, as a paged cache would keep keys and values, and computes each row from
-    what the block table leads to. A wrong block table, a stale slot or a missed copy gives other logits.
+    Keeps the token of every slot, as a paged cache would keep keys and values, and computes each
+    row from what the block table leads to. A wrong block table, a stale slot or a missed copy
+    gives other logits.
     """
 
     def __init__(
         self, *, vocab_size: int, num_blocks: int, block_size: int, sharpness: float = 4.0
-    ):
+    ) -> None:
         self.vocab_size = vocab_size
         self.block_size = block_size
         self.slots = [[-1] * block_size for _ in range(num_blocks)]
