@@ -79,7 +79,7 @@ def log_config(config: msgspec.Struct, *, prog: str, env: Mapping[str, str] | No
     known = {setting.variable for setting in values.settings(type(config), program=prog)}
     given = os.environ if env is None else env
     for name in sorted(given):
-        if name.startswith(f"{prog}_".upper()) and name not in known:
+        if name.startswith(values.variable(prog, "")) and name not in known:
             log.warning("unknown_variable", variable=name)
 
 

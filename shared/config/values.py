@@ -67,7 +67,7 @@ def settings(config_type: type[msgspec.Struct], *, program: str) -> tuple[Settin
             Setting(
                 name=field.name,
                 flag="--" + field.name.replace("_", "-"),
-                variable=f"{program}_{field.name}".upper(),
+                variable=variable(program, field.name),
                 hint=hints[field.name],
                 type=bare,
                 description=str(about.get("description", "")),
@@ -76,6 +76,11 @@ def settings(config_type: type[msgspec.Struct], *, program: str) -> tuple[Settin
             )
         )
     return tuple(found)
+
+
+def variable(program: str, name: str) -> str:
+    """The environment variable of a setting: STACK_DEMO_PORT is `port` of `stack.demo`."""
+    return f"{program}_{name}".upper().replace(".", "_")
 
 
 def allowed(kind: inspect.Type) -> str:

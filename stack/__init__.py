@@ -1,0 +1,1 @@
+"""Everything on one machine: embedded server, workers and gateway, supervised; and the demo."""
