@@ -1,0 +1,42 @@
+"""Philox4x32-10: random words that are a pure function of a counter and a key.
+
+Ten rounds of (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)),
+the key growing by (W0, W1) after each.
+
+Source: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"; the test
+vectors are those of its library, Random123.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+M0, M1 = 0xD251_1F53, 0xCD9E_8D57
+W0, W1 = 0x9E37_79B9, 0xBB67_AE85
+NUM_ROUNDS = 10
+MASK = 0xFFFF_FFFF
+
+Words = NDArray[np.uint64]  # 32-bit values in 64 bits: the products need the room
+
+
+def round_keys(seed: int) -> list[tuple[int, int]]:
+    """The key of each round, from the low and high half of an unsigned 64-bit seed."""
+    low, high = seed & MASK, seed >> 32 & MASK
+    return [((low + i * W0) & MASK, (high + i * W1) & MASK) for i in range(NUM_ROUNDS)]
+
+
+def philox4x32_reference(counter: Words, seed: int) -> Words:
+    """The four output words of each counter.
+
+    Args:
+        counter: [4, N], values below 2**32.
+        seed: the key, low half first.
+
+    Returns:
+        [4, N], values below 2**32.
+    """
+    c0, c1, c2, c3 = counter
+    for k0, k1 in round_keys(seed):
+        p0, p1 = c0 * np.uint64(M0), c2 * np.uint64(M1)
+        c0, c1 = (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), p1 & np.uint64(MASK)
+        c2, c3 = (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1), p0 & np.uint64(MASK)
+    return np.stack([c0, c1, c2, c3])
