@@ -1,0 +1,1 @@
+"""Draft workers: guess how sessions go on, ahead of the target, and never decide anything."""

@@ -1,0 +1,17 @@
+"""How much a drafter may do, with the reason for each default."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """Bounds on sessions, on how far guesses run ahead, and on the work of one step."""
+
+    max_num_seqs: int = 64  # sessions guessed for at once
+    max_ahead: int = 10  # guesses beyond the last confirmed token; K is 8, the rest hides a hop
+    num_branches: int = 8  # branches alive in one session; 0 turns them off
+    num_alternates: int = 2  # runners-up per position that may become a branch
+    max_num_rows: int = 16  # sequences that grow in one step: it bounds the latency of a step
+    max_num_batched_tokens: int = 256  # tokens computed in one step; a longer prefill is chunked
+    min_odds: float = 0.02  # a guess less likely than this to be asked for is not worth a row
+    chunk: int = 4  # guesses sent at a time once the target has some; saves hops

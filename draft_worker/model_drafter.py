@@ -1,0 +1,171 @@
+"""The model drafter: a small model that guesses for all sessions in one batched pass a step.
+
+It ranks tokens with the target's own sampler (`shared.engine.sampling`): same parameters, same
+seed, same position-keyed noise. At temperature > 0 the two then agree far more often than with a
+greedy guess (Daliri, Musco, Suresh 2024, arXiv:2408.07978).
+
+Prefix blocks are shared within a job only (its choices, and a session that comes back). A draft
+request does not say whose it is, and sharing between tenants would let one see by timing what
+another has asked.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from draft_worker.batch import Batch, Growth
+from draft_worker.chain import Chain
+from draft_worker.checks import are_token_ids, is_servable
+from draft_worker.confidence import Confidence, Guess
+from draft_worker.drafter import Proposal, unseen
+from draft_worker.limits import DraftLimits
+from draft_worker.plan import make_plan
+from draft_worker.ranking import rank
+from draft_worker.session import DraftSession
+from shared.engine.blocks import BlockPool, OutOfBlocks
+from shared.engine.spans import Runner
+from shared.protocol.limits import MAX_PATH_TOKENS
+from shared.protocol.messages import DraftClosed, DraftPath, DraftRequest, Verdict
+
+_NUM_KINDS = 5  # of temperature, in halves: margins mean different things in each
+
+
+class ModelDrafter:
+    """Continuous batching over sessions; see `draft_worker.drafter.Drafter`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        pool: BlockPool,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        limits: DraftLimits,
+    ) -> None:
+        self.pool = pool
+        self.sessions: dict[str, DraftSession] = {}
+        self.counts: Counter[str] = Counter()  # steps, rows; misses and covered of closed sessions
+        self._runner = runner
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._limits = limits
+        self._confidences = [Confidence() for _ in range(_NUM_KINDS)]
+        self._ready: list[Proposal] = []
+        self._is_idle = True
+
+    @property
+    def has_work(self) -> bool:
+        """See Drafter."""
+        return not self._is_idle or bool(self._ready)
+
+    @property
+    def has_room(self) -> bool:
+        """See Drafter."""
+        return len(self.sessions) < self._limits.max_num_seqs and self.pool.num_free > 0
+
+    @property
+    def usage(self) -> float:
+        """See Drafter."""
+        return self.pool.usage
+
+    def open(self, request: DraftRequest) -> bool:
+        """See Drafter."""
+        if not is_servable(request, self._vocab_size, self._max_model_len):
+            return False
+        session = self.sessions.get(request.session_id)
+        if session is not None:
+            if session.resync(request):
+                self._wake(session)
+                return True
+            self.close(request.session_id)
+        if not self.has_room:
+            return False
+        table = self.pool.open(request.token_ids, salt=request.session_id.rpartition("/")[0])
+        try:
+            table.extend(len(request.token_ids))  # all of the prompt now, so that it cannot starve
+        except OutOfBlocks:
+            table.release()
+            return False
+        kind = min(int(request.sampling.temperature * 2), _NUM_KINDS - 1)
+        session = DraftSession(request, table, self._confidences[kind])
+        session.max_len = min(request.max_len, self._max_model_len)
+        self.sessions[request.session_id] = session
+        self._is_idle = False
+        return True
+
+    def confirm(self, verdict: Verdict) -> bool:
+        """See Drafter."""
+        session = self.sessions.get(verdict.session_id)
+        if session is None:
+            return False
+        tokens = unseen(session.main.token_ids, session.num_confirmed, verdict)
+        if tokens is None or not are_token_ids(tokens, self._vocab_size):
+            return False
+        if session.num_confirmed + len(tokens) > self._max_model_len:
+            return False
+        if tokens:
+            session.confirm(tokens)
+            self._wake(session)
+        return True
+
+    def close(self, session_id: str) -> None:
+        """See Drafter."""
+        session = self.sessions.pop(session_id, None)
+        if session is not None:
+            self.counts["misses"] += session.num_misses
+            self.counts["covered"] += session.num_covered
+            session.release()
+
+    def step(self) -> Sequence[Proposal]:
+        """See Drafter. What a verdict has made ready goes out before anything is computed."""
+        if not self._ready:
+            self._compute()
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _compute(self) -> None:
+        plan = make_plan(self.sessions.values(), self._limits)
+        batch = Batch(plan, self.sessions.values(), self._runner, self._limits)
+        for session in batch.starved:
+            self.close(session.session_id)
+            self._ready.append(DraftClosed(session.session_id))
+        self._is_idle = not batch.growths
+        if batch.growths:
+            self._run(batch.growths)
+        self._collect({chain for _, chain, span in batch.growths if span.num_logits})
+
+    def _run(self, growths: Sequence[Growth]) -> None:
+        self.counts["steps"] += 1
+        self.counts["rows"] += len(growths)
+        logits = self._runner.run([growth.span for growth in growths])
+        grown = [growth for growth in growths if growth.span.num_logits]
+        if not grown:
+            return
+        num_ranks = 1 + max(1, self._limits.num_alternates)
+        rows = [growth.chain.row for growth in grown]
+        ids, scores = rank(logits, rows, [growth.session.chooser for growth in grown], num_ranks)
+        for (session, chain, _), best, score in zip(grown, ids, scores, strict=True):
+            margin = score[0] - score[1] if len(score) > 1 else float("inf")
+            chain.push(Guess(best, margin, session.confidence.odds(margin)))
+
+    def _collect(self, grown: set[Chain]) -> None:
+        """Make paths of new guesses: at once where the target has none, else in chunks."""
+        for session in self.sessions.values():
+            for chain in (session.main, *session.branches.values()):
+                if len(chain.token_ids) > chain.num_sent and (
+                    chain not in grown
+                    or chain.is_due(self._limits.chunk)
+                    or not session.can_grow(chain, self._limits.max_ahead)
+                ):
+                    self._send(session, chain)
+
+    def _wake(self, session: DraftSession) -> None:
+        """After news: the next step has work, and guesses the target lacks go out before it."""
+        self._is_idle = False
+        if len(session.main.token_ids) > session.main.num_sent == session.num_confirmed:
+            self._send(session, session.main)
+
+    def _send(self, session: DraftSession, chain: Chain) -> None:
+        base_len = session.num_confirmed
+        tokens = tuple(chain.token_ids[base_len : base_len + MAX_PATH_TOKENS])
+        self._ready.append(DraftPath(session.session_id, base_len, tokens))
+        chain.num_sent = len(chain.token_ids)
