@@ -31,6 +31,7 @@ class IllegalTransition(AssertionError):
 
 TRANSITIONS = {
     (None, "claimed"): JobState.RUNNING,
+    (None, "failed"): JobState.FAILED,  # set aside before anyone could claim it
     (JobState.RUNNING, "claimed"): JobState.RUNNING,  # by the next owner, with the next epoch
     (JobState.RUNNING, "committed"): JobState.RUNNING,
     (JobState.RUNNING, "released"): JobState.RUNNING,  # handed back; waits for the next owner
@@ -107,6 +108,15 @@ def parse_entry(entry_id: str, fields: Mapping[bytes, bytes]) -> JobEntry:
         traceparent=_text(fields, b"traceparent")[:MAX_ID_CHARS],
         reply=_identifier(fields, b"reply"),
     )
+
+
+def readable_id(entry_id: str, fields: Mapping[bytes, bytes]) -> str | None:
+    """The job's id, named as `parse_entry` names it, even if the rest is unreadable; or None."""
+    try:
+        tenant, key = _identifier(fields, b"tenant"), _identifier(fields, b"idem")
+        return _identifier(fields, b"id") or (idempotent_id(tenant, key) if key else entry_id)
+    except ClientError:
+        return None
 
 
 def _text(fields: Mapping[bytes, bytes], name: bytes) -> str:

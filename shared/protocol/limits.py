@@ -29,6 +29,10 @@ INBOX_MAXLEN = (
 FEED_MAXLEN = 16_384  # entries; a gateway that falls behind reads the log instead
 DRAFTS_MAXLEN = 4_096  # waiting draft requests; older ones belong to sessions that went on without
 DEAD_MAXLEN = 10_000
+DEAD_BODY_BYTES = 16_384  # of a dead job's body, kept for the operator
+INBOX_TTL_S = 300  # of an inbox or feed that nobody reads: its process is gone
+MAX_FOLLOWERS = 4  # gateways that get copies of one job's records; others read its log
+DRAFT_REQUEST_TTL_S = 30.0  # an older draft request belongs to a session that went on without
 
 LEASE_S = 4.0  # a worker without a heartbeat for this long loses its jobs
 HEARTBEAT_INTERVAL_S = 1.0

@@ -35,9 +35,9 @@ class SpeculationStats(msgspec.Struct, frozen=True):
     num_rounds: int = 0  # verify rounds that held at least one draft token
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
-    accepted_per_position: tuple[
-        int, ...
-    ] = ()  # [K]: how often the i-th draft token of a round was accepted
+    # [K] each: how often a round's i-th draft token was there, and how often it was accepted.
+    drafted_per_position: tuple[int, ...] = ()
+    accepted_per_position: tuple[int, ...] = ()
 
     @property
     def acceptance_rate(self) -> float:

@@ -1,0 +1,1 @@
+"""The way through Redis: jobs, logs, inboxes, heartbeats. Knows nothing of models."""
