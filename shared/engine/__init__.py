@@ -1,1 +1,1 @@
-"""Decoder, paged cache, block pool and sampler: what target and draft workers share. Torch lives here."""
+"""Decoder, paged cache, block pool and sampler, shared by the workers. Torch lives here."""

@@ -11,8 +11,8 @@ from torch import Tensor
 class Span:
     """Consecutive tokens of one sequence to be computed in this pass.
 
-    A prefill chunk, a plain decode (one token) or the rows of a verify round: to the model they are the
-    same, so one pass mixes them freely.
+    A prefill chunk, a plain decode (one token) or the rows of a verify round: to the model they are
+    the same, so one pass mixes them freely.
     """
 
     token_ids: Sequence[int]
