@@ -1,1 +1,1 @@
-"""The target worker: one model that checks the guesses of many sessions and emits its own tokens."""
+"""The target worker: checks the guesses of many sessions, and emits only its own tokens."""

@@ -1,0 +1,58 @@
+"""How likely a guess is right, by its position in a draft.
+
+Decayed counts per position of P(right | all before it were right). A session starts from what its
+worker sees, a worker from a constant; evidence outweighs that within a few rounds.
+"""
+
+from shared.protocol.limits import MAX_SPECULATIVE_TOKENS
+
+_PRIOR = 0.65  # of a worker that has seen nothing: the middle of what drafters reach
+_PRIOR_WEIGHT = 6.0  # observations that the prior is worth
+_MEMORY = 0.97  # of older counts per new one: about the last 33 rounds count
+
+
+class Acceptance:
+    """Estimates for one session, or (without a parent) for all sessions of a worker."""
+
+    __slots__ = ("_is_stale", "_parent", "_survival", "_tried", "_won")
+
+    def __init__(self, parent: "Acceptance | None" = None) -> None:
+        self._parent = parent
+        self._won = [0.0] * MAX_SPECULATIVE_TOKENS
+        self._tried = [0.0] * MAX_SPECULATIVE_TOKENS
+        self._survival: list[float] = []
+        self._is_stale = True
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        """A round held `num_drafted` guesses, of which the first `num_accepted` were right."""
+        won, tried = self._won, self._tried
+        for position in range(min(num_drafted, num_accepted + 1)):
+            tried[position] = tried[position] * _MEMORY + 1.0
+            won[position] = won[position] * _MEMORY + (position < num_accepted)
+        self._is_stale = True
+        if self._parent is not None:
+            self._parent.observe(num_drafted, num_accepted)
+
+    def forget(self) -> None:
+        """Start from the prior again: the drafter may be another one."""
+        self._won = [0.0] * MAX_SPECULATIVE_TOKENS
+        self._tried = [0.0] * MAX_SPECULATIVE_TOKENS
+        self._is_stale = True
+
+    def rate(self, position: int) -> float:
+        """P(the guess at `position`, from 0, is right | those before it are)."""
+        prior = _PRIOR if self._parent is None else self._parent.rate(position)
+        return (self._won[position] + _PRIOR_WEIGHT * prior) / (
+            self._tried[position] + _PRIOR_WEIGHT
+        )
+
+    def survival(self) -> list[float]:
+        """[MAX_SPECULATIVE_TOKENS] P(the first i + 1 guesses are all right); falling."""
+        if self._is_stale:
+            product = 1.0
+            self._survival = []
+            for position in range(MAX_SPECULATIVE_TOKENS):
+                product *= self.rate(position)
+                self._survival.append(product)
+            self._is_stale = False
+        return self._survival

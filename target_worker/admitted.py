@@ -1,0 +1,31 @@
+"""A job on its way from the event loop to the engine: checked, tokenised, claimed."""
+
+from dataclasses import dataclass
+
+from shared.bus.jobs import Claim
+from shared.protocol.records import FinishReason
+from shared.protocol.sampling import SamplingParams
+from target_worker.session import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One choice of a job. Handed over whole: the engine owns `text` from then on."""
+
+    params: SamplingParams
+    output_ids: tuple[int, ...]  # in the log already: a takeover
+    text: Text  # fed with output_ids
+    reason: FinishReason | None  # why it ended already
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedJob:
+    """Everything the engine needs of a job."""
+
+    claim: Claim
+    prompt_ids: tuple[int, ...]
+    max_len: int  # tokens at which a choice ends, prompt included
+    choices: tuple[Choice, ...]
+    max_drafts: int  # guesses a round may verify for one choice; 0: none wanted
+    tenant: str
+    deadline_ms: int | None

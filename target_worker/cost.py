@@ -1,0 +1,89 @@
+"""What a round costs: seconds = a + s * sequences + b * rows, fitted to the rounds that were run.
+
+Knows nothing of sessions. On every device we serve, a pass has a fixed price (reading the weights,
+launching the operations), a price per sequence (attention, bookkeeping) and one per token row; the
+last against the whole decides how many guesses pay.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MEMORY = 0.99  # weight of all earlier rounds when a new one is added: about the last 100 count
+_FIT_EVERY = 8  # rounds; a fit costs some 20 us
+_PROFILE_WEIGHT = (
+    1.0  # rounds as wide as the prices themselves that the profile's proportions count
+)
+_MIN_SHARE = 0.005  # of a round, of each price: none is free, or a plan would take all of it
+_OUTLIER = 4.0  # times the expected: a round that the system held up counts no more than this
+
+
+class Measured(NamedTuple):
+    """One round."""
+
+    num_sequences: int
+    num_rows: int
+    seconds: float
+
+
+class RoundCost:
+    """The price of a round.
+
+    Args:
+        profile: rounds measured at start, at least one. What rounds that are all alike cannot
+            tell, the proportions of the three prices, is taken from here.
+    """
+
+    def __init__(self, profile: Sequence[Measured]) -> None:
+        self._profiled = _fit_profile(profile)
+        self._prices: list[float] = self._profiled.tolist()
+        self._squares = np.zeros((3, 3))
+        self._products = np.zeros(3)
+        self._expected_s = self._observed_s = 0.0
+        self._num_observed = 0
+
+    @property
+    def per_row_s(self) -> float:
+        """Seconds that one more row of a sequence adds."""
+        return self._prices[2]
+
+    def predict(self, num_sequences: int, num_rows: int) -> float:
+        """Expected seconds of a round."""
+        fixed, per_sequence, per_row = self._prices
+        return fixed + per_sequence * num_sequences + per_row * num_rows
+
+    def observe(self, num_sequences: int, num_rows: int, seconds: float) -> None:
+        """Learn from one round."""
+        expected = self.predict(num_sequences, num_rows)
+        seconds = min(seconds, _OUTLIER * expected)
+        features = np.array((1.0, num_sequences, num_rows))
+        self._squares *= _MEMORY
+        self._squares += features[:, None] * features
+        self._products *= _MEMORY
+        self._products += features * seconds
+        self._expected_s = self._expected_s * _MEMORY + float(features @ self._profiled)
+        self._observed_s = self._observed_s * _MEMORY + seconds
+        self._num_observed += 1
+        if self._num_observed % _FIT_EVERY == 0:
+            self._fit()
+
+    def _fit(self) -> None:
+        """Least squares, drawn to the profile's prices times what rounds cost now against then."""
+        prior = self._profiled * (self._observed_s / self._expected_s)
+        mean_s = self._products[0] / self._squares[0, 0]
+        pull = _PROFILE_WEIGHT * (mean_s / prior) ** 2  # each price may move in proportion
+        solved = np.linalg.solve(self._squares + np.diag(pull), self._products + pull * prior)
+        mean_features = self._squares[0] / self._squares[0, 0]
+        prices = np.maximum(solved, _MIN_SHARE * mean_s / mean_features)
+        self._prices = (prices * (mean_s / float(mean_features @ prices))).tolist()
+
+
+def _fit_profile(profile: Sequence[Measured]) -> NDArray[np.float64]:
+    """The prices that fit best, none of them below a small share of the cheapest round."""
+    features = np.array([(1.0, measured.num_sequences, measured.num_rows) for measured in profile])
+    seconds = np.array([measured.seconds for measured in profile])
+    solved, *_ = np.linalg.lstsq(features, seconds)
+    prices: NDArray[np.float64] = np.maximum(solved, _MIN_SHARE * seconds.min())
+    return prices

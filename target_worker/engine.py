@@ -1,0 +1,300 @@
+"""The engine: sessions in, rounds run, outcomes out. Used by one thread; does no I/O.
+
+Joins the scheduler, the rounds and the policy of speculation. What it says to the world collects in
+an Outcome, which the caller takes after each step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from shared.common.clock import Clock
+from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Message
+from shared.protocol.records import Failed
+from target_worker.acceptance import Acceptance
+from target_worker.admitted import AdmittedJob, Choice
+from target_worker.job import Job
+from target_worker.outcome import Outcome
+from target_worker.rounds import Rounds, Verified
+from target_worker.scheduler import DoesNotFit, Row, Scheduler
+from target_worker.session import Session
+from target_worker.speculation import Speculation
+from target_worker.totals import Totals
+
+_log = structlog.get_logger()
+
+CANCELLED = Failed("cancelled", "the job was cancelled", status=499)
+EXPIRED = Failed("deadline_exceeded", "the job's deadline passed", status=504)
+NO_ROOM = Failed(
+    "out_of_blocks", "the sequence does not fit the worker's cache, even alone", status=507
+)
+FAILED = Failed("engine_error", "the model failed on this sequence", status=500)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """What to do before the next step: nothing (0), wait so long, or until something comes."""
+
+    seconds: float | None  # None: until something comes
+
+
+GO_ON = Pause(0.0)
+IDLE = Pause(None)
+
+
+class Engine:
+    """All jobs of one worker.
+
+    Args:
+        rounds: runs passes of the model.
+        scheduler: with the model's blocks.
+        speculation: the policy.
+        vocab_size: of the model.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        scheduler: Scheduler,
+        speculation: Speculation,
+        *,
+        vocab_size: int,
+        clock: Clock,
+    ) -> None:
+        self._rounds = rounds
+        self._scheduler = scheduler
+        self._speculation = speculation
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._jobs: dict[str, Job] = {}
+        self._sessions: dict[str, tuple[Job, int, Session]] = {}
+        self._outcome = Outcome()
+        self._round_end_s: float | None = None  # None after a pause
+        self._next_deadline_ms: int | None = None
+        self.totals = Totals()
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that are not over."""
+        return len(self._jobs)
+
+    @property
+    def num_running(self) -> int:
+        """Sessions in the cache."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sessions that wait for room."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a session had to leave the cache."""
+        return self._scheduler.num_preemptions
+
+    @property
+    def cache_usage(self) -> float:
+        """Share of the cache's blocks that sessions hold."""
+        return self._scheduler.pool.usage
+
+    def submit(self, admitted: AdmittedJob) -> None:
+        """Take on a job. If it is here already, with an older claim, that one is dropped."""
+        claim = admitted.claim
+        self.drop(claim.job_id)
+        sessions = {
+            index: self._session(admitted, index, choice)
+            for index, choice in enumerate(admitted.choices)
+            if choice.reason is None
+        }
+        job = Job(
+            claim,
+            sessions,
+            reasons=[choice.reason for choice in admitted.choices],
+            num_logged=[len(choice.output_ids) for choice in admitted.choices],
+            prompt_len=len(admitted.prompt_ids),
+            deadline_ms=admitted.deadline_ms,
+            now_s=self._clock.monotonic_s(),
+        )
+        self._jobs[claim.job_id] = job
+        self.totals.num_prompt_tokens += len(admitted.prompt_ids)
+        leader: Session | None = None
+        for index, session in sessions.items():
+            self._sessions[session.session_id] = (job, index, session)
+            session.leader = leader
+            leader = leader or session
+            self._scheduler.add(session)
+        if admitted.deadline_ms is not None:
+            self._next_deadline_ms = min(
+                admitted.deadline_ms, self._next_deadline_ms or admitted.deadline_ms
+            )
+
+    def cancel(self, job_id: str) -> None:
+        """End a job with the terminal record `cancelled`. Unknown jobs are over already."""
+        self._fail(job_id, CANCELLED)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job without a word to its log: somebody else writes it now."""
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            for session in job.sessions.values():
+                if self._sessions.pop(session.session_id, None) is not None:
+                    self._scheduler.remove(session)
+
+    def receive(self, messages: Sequence[Message], received_s: float) -> None:
+        """Take in what drafters say. Messages about sessions that are not here cost nothing."""
+        for message in messages:
+            if isinstance(message, DraftPath):
+                found = self._sessions.get(message.session_id)
+                if found is not None:
+                    self._speculation.receive(found[2], message, received_s)
+            elif isinstance(message, DraftAccepted):
+                found = self._sessions.get(message.session_id)
+                session = None if found is None else found[2]
+                self._speculation.engage(session, message, self._outcome)
+            elif isinstance(message, DraftClosed) and message.session_id in self._sessions:
+                self._speculation.disengage(self._sessions[message.session_id][2])
+
+    def rest(self) -> None:
+        """Nothing is run for a while: the time until the next round is no round's."""
+        self._round_end_s = None
+
+    def take_outcome(self) -> Outcome:
+        """What there is to say since the last call."""
+        outcome, self._outcome = self._outcome, Outcome()
+        return outcome
+
+    def step(self) -> Pause:
+        """Run one round, if there is anything to run.
+
+        Raises:
+            EngineBroken: the model fails for everybody.
+        """
+        started_s = self._clock.monotonic_s()
+        self._expire()
+        rows = self._plan()
+        if not rows:
+            self._round_end_s = None
+            return IDLE
+        self._speculation.plan(rows, self._scheduler, self._outcome)
+        grace_s = self._speculation.grace_s(rows)
+        if grace_s > 0.0:
+            return Pause(grace_s)
+        copies, self._scheduler.copies = self._scheduler.copies, []
+        verified = self._rounds.run(rows, copies)
+        began_s = started_s if self._round_end_s is None else self._round_end_s
+        period_s = self._clock.monotonic_s() - began_s
+        num_tokens = sum(
+            self._settle(result, index, period_s) for index, result in enumerate(verified)
+        )
+        ended_s = self._clock.monotonic_s()
+        self._speculation.observe(
+            rows, num_tokens=num_tokens, took_s=ended_s - started_s, period_s=ended_s - began_s
+        )
+        self._round_end_s = ended_s
+        return GO_ON
+
+    def _session(self, admitted: AdmittedJob, index: int, choice: Choice) -> Session:
+        session = Session(
+            f"{admitted.claim.job_id}/{index}",
+            (*admitted.prompt_ids, *choice.output_ids),
+            prompt_len=len(admitted.prompt_ids),
+            max_len=admitted.max_len,
+            params=choice.params,
+            text=choice.text,
+            vocab_size=self._vocab_size,
+        )
+        session.epoch = admitted.claim.epoch
+        session.salt = admitted.tenant
+        session.max_drafts = admitted.max_drafts
+        session.acceptance = Acceptance(self._speculation.acceptance)
+        return session
+
+    def _plan(self) -> list[Row]:
+        while True:
+            try:
+                self._scheduler.start_waiting()
+                return self._scheduler.plan()
+            except DoesNotFit as error:
+                job = self._sessions[error.session.session_id][0]
+                self._fail(job.claim.job_id, NO_ROOM)
+
+    def _settle(self, result: Verified, index: int, period_s: float) -> int:
+        """Book what a round gave one row. Returns the tokens confirmed."""
+        row, session = result.row, result.row.session
+        found = self._sessions.get(session.session_id)
+        if found is None:
+            return 0  # another choice of its job failed in this very round
+        job, choice, _ = found
+        if result.error is not None:
+            self._fail_session(session, result.error)
+            return 0
+        if not row.is_sampled:
+            self._scheduler.computed(row, 0)
+            return 0
+        base_len = len(session.token_ids)
+        try:
+            kept, text = session.confirm(result.token_ids)
+            records = job.confirmed(choice, kept, text)
+        except Exception as error:  # noqa: BLE001 -- a text that cannot be decoded fails its session alone
+            self._fail_session(session, error)
+            return 0
+        self._scheduler.computed(row, result.num_accepted)
+        self._count(job, result, len(kept))
+        self._outcome.append(job.claim, records)
+        self._speculation.confirmed(result, index, period_s)
+        self._speculation.tell(session, base_len, kept, self._outcome)
+        if session.reason is not None:
+            self._scheduler.remove(session)
+            del self._sessions[session.session_id]
+        if job.is_over:
+            self._end(job, ",".join(job.reasons))
+        return len(kept)
+
+    def _count(self, job: Job, result: Verified, num_kept: int) -> None:
+        if job.first_token_s is None:
+            job.first_token_s = self._clock.monotonic_s()
+            job.cached_tokens = min(result.row.session.num_cached, job.prompt_len)
+        self.totals.num_generation_tokens += num_kept
+        num_drafted = len(result.row.draft_token_ids)
+        if num_drafted:
+            num_accepted = min(
+                num_kept, result.num_accepted
+            )  # nobody asked for those after the end
+            job.count_draft(num_drafted, num_accepted)
+            self.totals.count_draft(num_drafted, num_accepted)
+
+    def _expire(self) -> None:
+        if self._next_deadline_ms is None:
+            return
+        now_ms = self._clock.unix_ms()
+        if now_ms < self._next_deadline_ms:
+            return
+        deadlines = [(job.deadline_ms, id_) for id_, job in self._jobs.items()]
+        for deadline_ms, job_id in deadlines:
+            if deadline_ms is not None and deadline_ms <= now_ms:
+                self._fail(job_id, EXPIRED)
+        self._next_deadline_ms = min(
+            (job.deadline_ms for job in self._jobs.values() if job.deadline_ms is not None),
+            default=None,
+        )
+
+    def _fail_session(self, session: Session, error: Exception) -> None:
+        job = self._sessions[session.session_id][0]
+        _log.warning("session_failed", session_id=session.session_id, error=repr(error))
+        self._fail(job.claim.job_id, FAILED)
+
+    def _fail(self, job_id: str, error: Failed) -> None:
+        job = self._jobs.get(job_id)
+        if job is not None:
+            self._outcome.append(job.claim, [error])
+            self._end(job, error.code)
+
+    def _end(self, job: Job, outcome: str) -> None:
+        self._outcome.ended.append(job.report(outcome, self._clock.monotonic_s()))
+        for session in job.sessions.values():
+            if session.session_id in self._sessions:
+                self._speculation.dismiss(session, self._outcome)
+        self.drop(job.claim.job_id)

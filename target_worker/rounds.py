@@ -1,0 +1,116 @@
+"""One verify round: a pass of the model over all rows, and what the sampler makes of it.
+
+A session that makes the pass or the sampler fail is found and named; the others get their tokens in
+the same round all the same. Knows nothing of queues, drafters or policy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from torch import Tensor
+
+from shared.engine.sampling import VerifyRequest, verify
+from shared.engine.spans import Runner
+from target_worker.scheduler import Row
+
+_log = structlog.get_logger()
+
+
+class EngineBroken(Exception):
+    """The model fails even at a pass that has always worked. The process must end."""
+
+
+class SessionFailed(Exception):
+    """This session's logits or tokens cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a round gave one row."""
+
+    row: Row
+    token_ids: list[int]  # confirmed, the corrected or bonus one last; empty for a prefill chunk
+    error: Exception | None = None
+
+    @property
+    def num_accepted(self) -> int:
+        """Guesses that were right."""
+        return max(0, len(self.token_ids) - 1)
+
+
+class Rounds:
+    """Runs rounds on one model. One caller: the engine thread.
+
+    Args:
+        runner: the model.
+        self_test: a pass that any working model survives; tells a broken engine from bad sessions.
+    """
+
+    def __init__(self, runner: Runner, self_test: Callable[[], None]) -> None:
+        self._runner = runner
+        self._self_test = self_test
+
+    def run(self, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()) -> list[Verified]:
+        """Compute and verify all rows.
+
+        Args:
+            rows: at least one; their block tables have room for all tokens.
+            copies: cache blocks to copy before the pass.
+
+        Raises:
+            EngineBroken: it failed for everybody, and so did the self-test.
+        """
+        if copies:
+            self._runner.copy_blocks(copies)
+        try:
+            verified = self._pass(rows)
+        except Exception as error:  # noqa: BLE001 -- whatever one session's tokens provoke is pinned on it
+            _log.warning("round_failed", num_rows=len(rows), error=repr(error))
+            verified = [self._alone(row) for row in rows]
+        self._check_health(verified)
+        return verified
+
+    def _pass(self, rows: Sequence[Row]) -> list[Verified]:
+        logits = self._runner.run([row.span() for row in rows])
+        sampled = [row for row in rows if row.is_sampled]
+        confirmed = iter(_verify(logits, sampled))
+        return [
+            _verified(row, next(confirmed)) if row.is_sampled else Verified(row, []) for row in rows
+        ]
+
+    def _alone(self, row: Row) -> Verified:
+        """One row in a pass of its own. What it computed in the failed pass is computed again."""
+        try:
+            return self._pass([row])[0]
+        except Exception as error:  # noqa: BLE001 -- it becomes this session's failure
+            return Verified(row, [], error)
+
+    def _check_health(self, verified: Sequence[Verified]) -> None:
+        if any(result.error is None for result in verified):
+            return
+        try:
+            self._self_test()
+        except Exception as error:
+            raise EngineBroken("no row of a round and not the self-test either") from error
+
+
+def _verify(logits: Tensor, rows: Sequence[Row]) -> list[list[int]]:
+    return verify(
+        logits,
+        [
+            VerifyRequest(
+                params=row.session.params,
+                token_ids=row.session.token_ids,
+                prompt_len=row.session.prompt_len,
+                draft_token_ids=row.draft_token_ids,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _verified(row: Row, token_ids: list[int]) -> Verified:
+    if token_ids:
+        return Verified(row, token_ids)
+    return Verified(row, [], SessionFailed("the model's logits are not usable (NaN or infinite)"))

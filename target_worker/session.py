@@ -1,0 +1,160 @@
+"""A session: one choice of a job, with its confirmed tokens, its cache blocks and its guesses.
+
+Owned by the engine thread. Knows nothing of rounds, queues or other sessions.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from shared.engine.blocks import BlockTable
+from shared.protocol.records import FinishReason
+from shared.protocol.sampling import SamplingParams
+from target_worker.acceptance import Acceptance
+from target_worker.drafters import DraftLink
+from target_worker.grace import Grace
+from target_worker.tree import TokenTree
+
+
+class Text(Protocol):
+    """Turns output tokens into text that may be shown (shared.engine.text.TextStream)."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        ...
+
+    def push(self, token_id: int) -> str:
+        """Text that this token lets out."""
+        ...
+
+    def flush(self) -> str:
+        """The rest, at the end."""
+        ...
+
+
+class Session:
+    """One sequence being generated.
+
+    Args:
+        session_id: `{job_id}/{choice}`.
+        token_ids: prompt and what was confirmed before (by an earlier owner).
+        prompt_len: tokens.
+        max_len: tokens at which it ends, prompt included; greater than len(token_ids).
+        params: the sampler's.
+        text: already fed with the output in `token_ids`.
+        vocab_size: of the model.
+    """
+
+    __slots__ = (
+        "_stop_ids",
+        "acceptance",
+        "arrival",
+        "epoch",
+        "grace",
+        "leader",
+        "link",
+        "max_drafts",
+        "max_len",
+        "num_cached",
+        "num_computed",
+        "num_idle_rounds",
+        "num_shared",
+        "off_for_s",
+        "off_until_s",
+        "params",
+        "prompt_len",
+        "reason",
+        "salt",
+        "session_id",
+        "table",
+        "text",
+        "token_ids",
+        "tree",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        token_ids: Sequence[int],
+        *,
+        prompt_len: int,
+        max_len: int,
+        params: SamplingParams,
+        text: Text,
+        vocab_size: int,
+    ) -> None:
+        self.session_id = session_id
+        self.token_ids = list(token_ids)  # the confirmed tokens
+        self.prompt_len = prompt_len
+        self.max_len = max_len
+        self.params = params
+        self.text = text
+        self.epoch = 0  # of the claim
+        self.reason: FinishReason | None = None
+        self._stop_ids = frozenset(params.stop_token_ids)
+        # Its place in the cache; None while it waits.
+        self.table: BlockTable | None = None
+        self.num_computed = 0  # confirmed tokens whose keys and values are in the cache
+        self.num_cached = 0  # tokens found in the cache when it last entered
+        self.num_shared = 0  # computed tokens in full blocks that others may share
+        self.salt = ""  # of its tenant
+        self.arrival = 0  # order of admission; assigned by the scheduler
+        self.leader: Session | None = None  # the choice whose prompt blocks it will share
+        # Its guesses. `max_drafts` is 0 for a job that wants none.
+        self.max_drafts = 0
+        self.tree = TokenTree(self.token_ids, vocab_size=vocab_size)
+        self.link = DraftLink()
+        self.acceptance = Acceptance()
+        self.grace = Grace()
+        self.num_idle_rounds = 0  # in a row with guesses that were not worth a row
+        self.off_until_s = 0.0
+        self.off_for_s = 0.0
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far."""
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its last confirmed token is not in the cache."""
+        return self.table is not None and self.num_computed == len(self.token_ids) - 1
+
+    @property
+    def is_prompt_computed(self) -> bool:
+        """Whether other choices of the job can share the prompt's blocks now, or need not wait."""
+        return self.reason is not None or self.num_computed >= self.prompt_len
+
+    def confirm(self, token_ids: Sequence[int]) -> tuple[list[int], str]:
+        """Take what a round confirmed, up to where the session ends. Sets `reason` at its end.
+
+        Returns:
+            The tokens that count and the text they let out; what follows a stop is discarded.
+        """
+        kept: list[int] = []
+        pieces: list[str] = []
+        room = self.max_len - len(self.token_ids)
+        for token_id in token_ids:
+            kept.append(token_id)
+            pieces.append(self.text.push(token_id))
+            if token_id in self._stop_ids or self.text.is_stopped:
+                self.reason = FinishReason.STOP
+                break
+            if len(kept) == room:
+                self.reason = FinishReason.LENGTH
+                break
+        self.token_ids += kept
+        self.tree.confirm(kept)
+        return kept, "".join(pieces)
+
+    def end(self) -> None:
+        """Give up its blocks and guesses: it is over, whatever its reason."""
+        self.suspend()
+        self.tree = TokenTree((), vocab_size=self.tree.vocab_size)
+
+    def suspend(self) -> None:
+        """Leave the cache; what was computed is computed again, or found there, later."""
+        if self.table is not None:
+            self.table.release()
+            self.table = None
+        self.num_computed = self.num_shared = 0

@@ -1,0 +1,66 @@
+"""What the model costs here, measured before the first job; and the pass that any model survives.
+
+Also warms the machine up: first passes allocate, load and compile.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+
+from shared.common.clock import Clock
+from shared.engine.blocks import BlockPool, OutOfBlocks
+from shared.engine.spans import Runner, Span
+from target_worker.cost import Measured
+
+_CONTEXT = 48  # tokens before the measured ones: a short prompt
+_REPEATS = 5
+_SHAPES = (  # (sequences, rows of each)
+    *((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (4, 4), (8, 1), (8, 2), (16, 1), (16, 2)),
+    *((32, 1), (64, 1)),
+)
+
+
+def profile(
+    runner: Runner, pool: BlockPool, clock: Clock, *, max_num_seqs: int, max_model_len: int
+) -> list[Measured]:
+    """Time rounds of several shapes: at least the smallest, at most what the limits allow."""
+    most = max(rows for _, rows in _SHAPES)
+    context = max(0, min(_CONTEXT, max_model_len, pool.num_free * pool.block_size) - most)
+    table = pool.open([0])
+    try:
+        table.extend(context + most)
+        blocks = list(table.block_ids)
+        runner.run([Span([0] * (context + 1), 0, blocks, 1)])
+        shapes = [shape for shape in _SHAPES if shape[0] <= max_num_seqs]
+        return [
+            _measure(runner, clock, [Span([0] * rows, context, blocks, rows)] * num_sequences)
+            for num_sequences, rows in shapes
+        ]
+    finally:
+        table.release()
+
+
+def self_test(runner: Runner, pool: BlockPool) -> None:
+    """One token in a free block.
+
+    Raises:
+        Exception: whatever the model raises when it is broken.
+    """
+    table = pool.open([0])
+    try:
+        table.extend(1)
+    except OutOfBlocks:
+        return  # nothing can be said, so nothing is held against it
+    try:
+        runner.run([Span([0], 0, list(table.block_ids), 1)])
+    finally:
+        table.release()
+
+
+def _measure(runner: Runner, clock: Clock, spans: Sequence[Span]) -> Measured:
+    times = []
+    for _ in range(_REPEATS):
+        started_s = clock.monotonic_s()
+        runner.run(spans)
+        times.append(clock.monotonic_s() - started_s)
+    num_rows = sum(len(span.token_ids) for span in spans)
+    return Measured(len(spans), num_rows, max(median(times), 1e-6))
