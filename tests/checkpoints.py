@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -74,7 +74,7 @@ def save_checkpoint(
     *,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
-) -> Any:
+) -> nn.Module:
     """Write a random model and read it back with transformers, in float32."""
     LOGGING.disable_progress_bar()
     torch.manual_seed(7)
@@ -83,11 +83,12 @@ def save_checkpoint(
         for parameter in model.parameters():  # biases and norms too: they start as 0 and 1
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
-    return AUTO_MODEL.from_pretrained(directory, dtype=torch.float32).eval()
+    loaded: nn.Module = AUTO_MODEL.from_pretrained(directory, dtype=torch.float32)
+    return loaded.eval()
 
 
 @torch.inference_mode()
-def expected_logits(model: Any, token_ids: list[int]) -> Tensor:
+def expected_logits(model: nn.Module, token_ids: list[int]) -> Tensor:
     """Every row of one sequence: [T, V]."""
     logits: Tensor = model(torch.tensor([token_ids])).logits[0]
     return logits
