@@ -17,7 +17,7 @@ _PROFILE_WEIGHT = (
     1.0  # rounds as wide as the prices themselves that the profile's proportions count
 )
 _MIN_SHARE = 0.005  # of a round, of each price: none is free, or a plan would take all of it
-_OUTLIER = 4.0  # times the expected: a round that the system held up counts no more than this
+_OUTLIER = 4.0  # a round that the system held up counts at most so many times the expected
 
 
 class Measured(NamedTuple):
@@ -57,7 +57,7 @@ class RoundCost:
     def observe(self, num_sequences: int, num_rows: int, seconds: float) -> None:
         """Learn from one round."""
         expected = self.predict(num_sequences, num_rows)
-        seconds = min(seconds, _OUTLIER * expected)
+        seconds = min(max(seconds, expected / _OUTLIER), _OUTLIER * expected)
         features = np.array((1.0, num_sequences, num_rows))
         self._squares *= _MEMORY
         self._squares += features[:, None] * features
