@@ -95,7 +95,8 @@ def _build(
             chosen[setting.name] = _value(setting, setting.flag, texts[setting.name])
         elif env.get(setting.variable):
             chosen[setting.name] = _value(setting, setting.variable, env[setting.variable])
-        elif setting.default is msgspec.NODEFAULT:
+    for setting in found:
+        if setting.name not in chosen and setting.default is msgspec.NODEFAULT:
             must = values.allowed(setting.type)
             raise ConfigError(f"{setting.flag} (or {setting.variable}) is required: {must}")
     try:

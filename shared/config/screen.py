@@ -30,7 +30,8 @@ def help_screen(prog: str, description: str, found: Sequence[Setting]) -> str:
 
 
 def _meaning(setting: Setting) -> str:
-    what = "|".join(values.choices(setting.type)) or values.bounds(setting.type)
+    bounds = values.bounds(setting.type).removeprefix("from ")
+    what = "|".join(values.choices(setting.type)) or bounds
     text = f"{setting.description} ({what})" if what else setting.description
     if setting.default is msgspec.NODEFAULT:
         return f"{text} [required]"
