@@ -20,7 +20,13 @@ class Output:
         self._forward = forward
         self._partial = b""
         self._file = self._begin()
-        self.last_notable = ""  # what a person should read first when the child has died
+        self.last_notable = ""
+        self.last_line = ""
+
+    @property
+    def last_words(self) -> str:
+        """What a person should read first when the child has died."""
+        return self.last_notable or self.last_line
 
     def feed(self, chunk: bytes) -> None:
         """Take what the child wrote just now."""
@@ -52,7 +58,9 @@ class Output:
         return self._path.open("wb")
 
     def _judge(self, line: bytes) -> None:
-        if text := notable(line.decode(errors="replace")):
+        decoded = line.decode(errors="replace").rstrip()
+        self.last_line = decoded or self.last_line
+        if text := notable(decoded):
             self.last_notable = text
             self._forward(text)
 
@@ -60,13 +68,13 @@ class Output:
 def notable(line: str) -> str:
     """What the terminal should show of one line of a log, or "".
 
-    Structured events count from `warning` on. A program that does not log JSON is either ending
-    with a complaint or a traceback, all of which counts, or the server, which marks warnings by #.
+    Structured events count from `warning` on. What is not JSON is the complaint or the traceback
+    of a program that is about to end, and counts; only the server's log, `PID:M …`, does not.
     """
     line = line.rstrip()
     if not line.startswith("{"):
-        is_server = line[:1].isdigit() and line.partition(":")[0].isdigit()
-        return line if not is_server or " # " in line else ""
+        is_server = line.partition(":")[0].isdigit()
+        return "" if is_server else line
     try:
         event = msgspec.json.decode(line, type=dict[str, object])
     except msgspec.DecodeError:

@@ -17,6 +17,7 @@ from stack.commands import Command
 from stack.output import Output
 
 _POLL_S = 0.05
+MAX_START_DEATHS = 4  # of one child in a row, before everything is ready for the first time
 EXIT_CONFIG = 2  # a program that ends so will not do better the next time
 
 
@@ -163,14 +164,21 @@ class Supervisor:
             status = await child.run()
             if child.is_stopping:
                 break
-            if status == EXIT_CONFIG and not self._is_started:
-                said = child.output.last_notable or "it says no more"
-                self._fail(StartFailed(f"{name}: {said}", status=EXIT_CONFIG))
+            is_hopeless = status == EXIT_CONFIG or num_deaths >= MAX_START_DEATHS
+            if is_hopeless and not self._is_started:
+                text = f"{name} ended with status {status}: {child.output.last_words}"
+                self._fail(StartFailed(text, status=EXIT_CONFIG if status == EXIT_CONFIG else 1))
                 break
             lived_s = self._clock.monotonic_s() - born_s
             num_deaths = 1 if lived_s > self._backoff.forgiven_after_s else num_deaths + 1
             delay_s = self._backoff.delay_s(num_deaths)
-            self._log.warning("child_died", child=name, status=status, restart_in_s=delay_s)
+            self._log.warning(
+                "child_died",
+                child=name,
+                status=status,
+                restart_in_s=delay_s,
+                last_words=child.output.last_words,
+            )
             self._progress(f"{name} ended with status {status}; starting it again in {delay_s:g} s")
             await self._pause(delay_s)
 

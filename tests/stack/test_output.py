@@ -30,7 +30,7 @@ Make = Callable[[], tuple[Output, list[str], Path]]
         ("ValueError: boom", None),
         ("{broken", None),
         ("4711:M 22 Nov 2026 09:00:00.000 * Ready to accept connections tcp", ""),
-        ("4711:M 22 Nov 2026 09:00:00.000 # Bad file format", None),
+        ("4711:M 22 Nov 2026 09:00:00.000 # Memory overcommit must be enabled", ""),
         ("", ""),
     ],
     ids=["error", "info", "complaint", "traceback", "not-json", "server", "server-warns", "empty"],
@@ -43,13 +43,13 @@ def test_what_matters_is_recognised(line: str, text: str | None) -> None:
 def test_everything_goes_to_the_file_and_warnings_to_the_terminal(make: Make) -> None:
     """Lines are put together again however the pipe cuts them."""
     out, lines, path = make()
-    for chunk in (b'{"level":"info"}\n{"event":"a","lev', b'el":"warning"}\n', b"last words"):
+    for chunk in (b'{"level":"info"}\n{"event":"a","lev', b'el":"warning"}\n\n', b"last words"):
         out.feed(chunk)
     out.end_of_stream()
     out.close()
     assert lines == ["a", "last words"]
-    assert out.last_notable == "last words"
-    assert path.read_bytes().endswith(b'"level":"warning"}\nlast words')
+    assert out.last_words == "last words"
+    assert path.read_bytes().endswith(b'"level":"warning"}\n\nlast words')
 
 
 def test_a_log_of_an_earlier_run_is_kept_once(make: Make) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from stack.commands import Command
-from stack.supervisor import Backoff, Group, StartFailed, Supervisor
+from stack.supervisor import MAX_START_DEATHS, Backoff, Group, StartFailed, Supervisor
 
 QUICK = Backoff(first_s=0.01, longest_s=0.02)
 # A child that says who it is in a file, and ends on SIGTERM after noting that too.
@@ -143,6 +143,19 @@ async def test_a_bad_setting_of_a_child_fails_the_start(sandbox: Sandbox) -> Non
         await sandbox.supervisor().run([good, bad], on_ready=lambda: None, start_timeout_s=20)
     assert failure.value.status == 2
     assert not psutil.pid_exists(sandbox.pids("server")[0])
+
+
+async def test_a_child_that_dies_at_every_start_fails_the_start(sandbox: Sandbox) -> None:
+    """Somebody who starts the system reads what it said, instead of waiting for ever."""
+
+    async def never() -> bool:
+        return False
+
+    group = Group("gateway", (sandbox.command("gateway", "dies", "7"),), never)
+    with pytest.raises(StartFailed, match="gateway ended with status 7: ") as failure:
+        await sandbox.supervisor().run([group], on_ready=lambda: None, start_timeout_s=20)
+    assert failure.value.status == 1
+    assert len(sandbox.pids("gateway")) == MAX_START_DEATHS + 1
 
 
 async def test_a_start_that_takes_too_long_fails_with_what_is_missing(sandbox: Sandbox) -> None:
