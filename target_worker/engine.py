@@ -135,10 +135,11 @@ class Engine:
         """End a job with the terminal record `cancelled`. Unknown jobs are over already."""
         self._fail(job_id, CANCELLED)
 
-    def drop(self, job_id: str) -> None:
-        """Forget a job without a word to its log: somebody else writes it now."""
-        job = self._jobs.pop(job_id, None)
-        if job is not None:
+    def drop(self, job_id: str, *, epoch: int | None = None) -> None:
+        """Forget a job (of this epoch, if given) without a word: somebody else writes it now."""
+        job = self._jobs.get(job_id)
+        if job is not None and epoch in (None, job.claim.epoch):
+            del self._jobs[job_id]
             for session in job.sessions.values():
                 if self._sessions.pop(session.session_id, None) is not None:
                     self._scheduler.remove(session)
@@ -156,6 +157,11 @@ class Engine:
                 self._speculation.engage(session, message, self._outcome)
             elif isinstance(message, DraftClosed) and message.session_id in self._sessions:
                 self._speculation.disengage(self._sessions[message.session_id][2])
+
+    def dismiss_drafters(self) -> None:
+        """Send all drafters away: this worker goes."""
+        for _, _, session in self._sessions.values():
+            self._speculation.dismiss(session, self._outcome)
 
     def rest(self) -> None:
         """Nothing is run for a while: the time until the next round is no round's."""

@@ -1,0 +1,104 @@
+"""Loads what a target worker works with: model, cache, tokenizer; checks that they fit together."""
+
+from dataclasses import dataclass
+
+import torch
+
+from shared.common.clock import Clock
+from shared.common.errors import ConfigError
+from shared.engine.blocks import BlockPool
+from shared.engine.runner import ModelRunner
+from shared.engine.spans import Runner
+from shared.engine.text import TextTokenizer
+from target_worker.admission import Served
+from target_worker.config import Config
+from target_worker.engine import Engine
+from target_worker.goodput import Policy
+from target_worker.rounds import Rounds
+from target_worker.scheduler import Scheduler
+from target_worker.speculation import Identity, Speculation
+from target_worker.warmup import profile, self_test
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """A loaded model, and how requests see it."""
+
+    runner: Runner
+    served: Served
+
+
+def equip(config: Config) -> Equipment:
+    """Load the model.
+
+    Raises:
+        ConfigError: the directory or the sizes do not work.
+    """
+    torch.set_num_threads(config.threads)
+    name = config.model.resolve().name
+    runner = ModelRunner.load(
+        config.model, num_blocks=config.num_blocks, block_size=config.block_size
+    )
+    tokenizer = TextTokenizer.load(config.model)
+    vocab_size = runner.config.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"model {config.model}: its tokenizer has {tokenizer.vocab_size} ids, "
+            f"the model only {vocab_size}"
+        )
+    served = Served(
+        name=name,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        max_model_len=_max_model_len(config, runner.config.max_model_len),
+        eos_token_ids=runner.config.eos_token_ids,
+        num_speculative_tokens=_num_speculative_tokens(config),
+    )
+    return Equipment(runner, served)
+
+
+def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Clock) -> Engine:
+    """An engine for the model, its rounds timed once so that the policy starts with prices."""
+    runner, served = equipment.runner, equipment.served
+    pool = BlockPool(config.num_blocks, config.block_size)
+    prices = profile(
+        runner,
+        pool,
+        clock,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=served.max_model_len,
+    )
+    speculation = Speculation(
+        config.speculation if served.num_speculative_tokens else Policy.OFF,
+        Identity(worker_id, served.tokenizer.fingerprint),
+        profile=prices,
+        clock=clock,
+    )
+    return Engine(
+        Rounds(runner, lambda: self_test(runner, pool)),
+        Scheduler(
+            pool,
+            max_num_seqs=config.max_num_seqs,
+            max_batched_tokens=config.max_batched_tokens,
+        ),
+        speculation,
+        vocab_size=served.vocab_size,
+        clock=clock,
+    )
+
+
+def _num_speculative_tokens(config: Config) -> int:
+    return 0 if config.speculation is Policy.OFF else config.num_speculative_tokens
+
+
+def _max_model_len(config: Config, own: int) -> int:
+    """The context that is served: a sequence alone must always fit the cache."""
+    room = config.num_blocks * config.block_size
+    asked = config.max_model_len
+    if asked > own:
+        raise ConfigError(f"--max-model-len is {asked}: must be at most the model's own, {own}")
+    if asked > room:
+        raise ConfigError(
+            f"--max-model-len is {asked}: must be at most what the cache holds, {room} tokens"
+        )
+    return asked or min(own, room)
