@@ -11,7 +11,7 @@ from msgspec import Struct
 from stack.config import StackConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-STOP_MARGIN_S = 5.0  # beyond a program's own drain limit, before it is killed
+STOP_MARGIN_S = 5.0  # beyond a program's own limit, before it is killed
 
 
 class Command(Struct, frozen=True):
@@ -54,18 +54,18 @@ def server_command(
 
 def gateway_command(config: StackConfig, *, redis_url: str, port: int) -> Command:
     """The gateway."""
-    flags = ("--host", config.host, "--port", str(port))
+    flags = ("--host", config.host, "--port", str(port), *_drain(config))
     return _python_command("gateway", "gateway", config, redis_url, flags)
 
 
 def target_command(config: StackConfig, index: int, *, redis_url: str) -> Command:
     """One target worker."""
-    flags = ("--model", str(config.target.resolve()))
+    flags = ("--model", str(config.target.resolve()), *_drain(config))
     return _python_command(f"target-{index}", "target_worker", config, redis_url, flags)
 
 
 def draft_command(config: StackConfig, index: int, *, redis_url: str) -> Command:
-    """One draft worker."""
+    """One draft worker. It has nothing to drain: targets go on without it."""
     flags = ("--model", str(config.draft.resolve()))
     return _python_command(f"draft-{index}", "draft_worker", config, redis_url, flags)
 
@@ -88,4 +88,8 @@ def _python_command(
 ) -> Command:
     common = ("--redis-url", redis_url, "--key-prefix", config.key_prefix)
     argv = (sys.executable, "-m", module, *flags, *common, "--log-level", config.log_level.value)
-    return Command(name, argv, 20.0)
+    return Command(name, argv, config.drain_s + STOP_MARGIN_S)
+
+
+def _drain(config: StackConfig) -> tuple[str, str]:
+    return "--drain-s", f"{config.drain_s:g}"

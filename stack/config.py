@@ -39,6 +39,9 @@ class StackConfig(Struct, frozen=True, kw_only=True):
     data_dir: Annotated[Path, Meta(description="logs and the embedded server's data")] = Path(
         ".outrider"
     )
+    drain_s: Annotated[
+        float, Meta(ge=0, le=3_600, description="for each part to finish after SIGTERM")
+    ] = 10.0
     start_timeout_s: Annotated[float, Meta(gt=0, description="until all must be ready")] = 300.0
     key_prefix: Annotated[
         str, Meta(min_length=1, max_length=64, description="first part of every key on the server")

@@ -2,19 +2,27 @@
 
 import importlib
 
-from shared.config.common import CommonConfig
+import msgspec
 
-ROLES = ("gateway", "target_worker", "draft_worker")
+_HOMES = {
+    "gateway": "gateway.config",
+    "target_worker": "target_worker.config",
+    "draft_worker": "draft_worker.config",
+    "stack": "stack.config",
+    "stack.demo": "stack.demo",
+    "stack.health": "stack.health",
+}
+PROGRAMS = tuple(_HOMES)
 
 
-def config_of(module: str) -> type[CommonConfig]:
-    """The settings of `python -m <module>`: the one config Struct defined in `<module>.config`."""
-    home = importlib.import_module(f"{module}.config")
+def config_of(program: str) -> type[msgspec.Struct]:
+    """The settings of `python -m <program>`: the one Struct called …Config in its home."""
+    home = importlib.import_module(_HOMES[program])
     (found,) = (
         one
-        for one in vars(home).values()
-        if isinstance(one, type)
-        and issubclass(one, CommonConfig)
-        and one.__module__ == home.__name__
+        for name, one in vars(home).items()
+        if name.endswith("Config") and one.__module__ == home.__name__
     )
+    assert isinstance(found, type)
+    assert issubclass(found, msgspec.Struct)
     return found

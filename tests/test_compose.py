@@ -66,7 +66,7 @@ def test_the_program_itself_accepts_the_command(name: str) -> None:
     """Parsed by the real flag parser, not by a copy of it."""
     module, *flags = SERVICES[name]["command"][2:]
     config = load(config_of(module), prog=module, description="", argv=flags, env={})
-    assert config.redis_url == "redis://server:6379/0"
+    assert getattr(config, "redis_url", "") == "redis://server:6379/0"
 
 
 @pytest.mark.parametrize("name", OURS)

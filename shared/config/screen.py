@@ -9,8 +9,8 @@ from shared.config import values
 from shared.config.values import Setting
 
 _WORDS = {
-    inspect.IntType: "INT",
-    inspect.FloatType: "NUMBER",
+    inspect.IntType: "N",
+    inspect.FloatType: "NUM",
     inspect.BoolType: "BOOL",
     inspect.VarTupleType: "LIST",
     inspect.CustomType: "PATH",

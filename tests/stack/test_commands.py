@@ -13,7 +13,7 @@ def test_each_role_is_a_module_with_flags() -> None:
     target = commands.target_command(CONFIG, 1, redis_url=URL)
     assert target.name == "target-1"
     assert target.argv == (
-        sys.executable, "-m", "target_worker", "--model", "/m/storyteller",
+        sys.executable, "-m", "target_worker", "--model", "/m/storyteller", "--drain-s", "10",
         "--redis-url", URL, "--key-prefix", "mine:", "--log-level", "info",
     )  # fmt: skip
     assert commands.draft_command(CONFIG, 0, redis_url=URL).argv[1:5] == (
@@ -31,6 +31,14 @@ def test_the_server_listens_on_loopback_and_keeps_everything() -> None:
     assert pairs["--bind"] == "127.0.0.1"
     assert (pairs["--appendonly"], pairs["--appendfsync"]) == ("yes", "everysec")
     assert pairs["--maxmemory-policy"] == "noeviction"
+
+
+def test_a_child_has_longer_to_end_than_it_drains() -> None:
+    """It is killed only if it does not keep its own limit."""
+    config = StackConfig(drain_s=7.5)
+    command = commands.target_command(config, 0, redis_url=URL)
+    assert command.argv[command.argv.index("--drain-s") + 1] == "7.5"
+    assert command.stop_limit_s > 7.5
 
 
 def test_children_keep_the_environment_but_not_its_threads() -> None:
