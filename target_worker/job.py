@@ -52,6 +52,7 @@ class Job:
         "_accepted",
         "_by_choice",
         "_drafted",
+        "_num_drafted",
         "_num_logged",
         "_num_rounds",
         "_reasons",
@@ -86,13 +87,16 @@ class Job:
         self._reasons = list(reasons)
         self._num_logged = list(num_logged)
         self._started_s = now_s
-        self._num_rounds = self._drafted = 0
+        self._num_rounds = self._num_drafted = 0
+        self._drafted = [0] * MAX_SPECULATIVE_TOKENS
         self._accepted = [0] * MAX_SPECULATIVE_TOKENS
 
     def count_draft(self, num_drafted: int, num_accepted: int) -> None:
         """A verify round held `num_drafted` > 0 guesses, of which the first ones were right."""
         self._num_rounds += 1
-        self._drafted += num_drafted
+        self._num_drafted += num_drafted
+        for position in range(num_drafted):
+            self._drafted[position] += 1
         for position in range(num_accepted):
             self._accepted[position] += 1
 
@@ -123,7 +127,7 @@ class Job:
             prompt_tokens=self.prompt_len,
             cached_tokens=self.cached_tokens,
             completion_tokens=sum(self._num_logged),
-            num_drafted=self._drafted,
+            num_drafted=self._num_drafted,
             num_accepted=sum(self._accepted),
             ttft_s=None if first is None else first - self._started_s,
             duration_s=now_s - self._started_s,
@@ -147,10 +151,11 @@ class Job:
         )
 
     def _speculation(self) -> SpeculationStats:
-        longest = max((i + 1 for i, count in enumerate(self._accepted) if count), default=0)
+        longest = MAX_SPECULATIVE_TOKENS - self._drafted.count(0)  # [K] as far as drafts went
         return SpeculationStats(
             num_rounds=self._num_rounds,
-            num_draft_tokens=self._drafted,
+            num_draft_tokens=self._num_drafted,
             num_accepted_tokens=sum(self._accepted),
+            drafted_per_position=tuple(self._drafted[:longest]),
             accepted_per_position=tuple(self._accepted[:longest]),
         )
