@@ -7,6 +7,8 @@ Source: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1,
 vectors are those of its library, Random123.
 """
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,11 +19,16 @@ MASK = 0xFFFF_FFFF
 
 Words = NDArray[np.uint64]  # 32-bit values in 64 bits: the products need the room
 
+_INCREMENTS = np.arange(NUM_ROUNDS, dtype=np.uint64)[:, None] * np.array([W0, W1], np.uint64)
 
-def round_keys(seed: int) -> list[tuple[int, int]]:
-    """The key of each round, from the low and high half of an unsigned 64-bit seed."""
-    low, high = seed & MASK, seed >> 32 & MASK
-    return [((low + i * W0) & MASK, (high + i * W1) & MASK) for i in range(NUM_ROUNDS)]
+
+@functools.lru_cache(maxsize=4_096)  # one a live session
+def round_keys(seed: int) -> Words:
+    """[NUM_ROUNDS, 2]: the key of each round, from the low and high half of a 64-bit seed."""
+    halves = np.array([seed & MASK, seed >> 32 & MASK], np.uint64)
+    keys: Words = (halves + _INCREMENTS) & np.uint64(MASK)
+    keys.flags.writeable = False
+    return keys
 
 
 def philox4x32_reference(counter: Words, seed: int) -> Words:
@@ -37,6 +44,6 @@ def philox4x32_reference(counter: Words, seed: int) -> Words:
     c0, c1, c2, c3 = counter
     for k0, k1 in round_keys(seed):
         p0, p1 = c0 * np.uint64(M0), c2 * np.uint64(M1)
-        c0, c1 = (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), p1 & np.uint64(MASK)
-        c2, c3 = (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1), p0 & np.uint64(MASK)
+        c0, c1 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & np.uint64(MASK)
+        c2, c3 = (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & np.uint64(MASK)
     return np.stack([c0, c1, c2, c3])

@@ -16,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.gumbel import gumbel_reference
-from kernels.philox import philox4x32_reference
+from kernels.gumbel import MAX_NOISE, gumbel
+from kernels.philox import MASK, philox4x32_reference, round_keys
 from shared.engine.adjustments import Adjustments, changes_logits
-from shared.engine.filters import has_filters, keep_threshold
+from shared.engine.filters import LOWEST, has_filters, keep_threshold
 from shared.protocol.sampling import SamplingParams
 
 Logits = NDArray[np.float32]
 Values = NDArray[np.float64]
 Ids = NDArray[np.int64]
+
+# The winner's score is at least this but once in a thousand times; then the rest is computed too.
+_LIKELY_SCORE = -2.0
 
 
 class UnusableLogits(ValueError):
@@ -73,8 +76,13 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """
     values = logits.numpy(force=True)
     assert len(values) == len(rows)
+    best = _best_of_rows(values, rows)
     return [
-        _choose(values[index], row.params, len(row.token_ids), _adjustments(row, values), index)
+        _plain_choice(best[index], index)
+        if _is_plain(row)
+        else _choose(
+            values[index], row.params, len(row.token_ids), _adjustments(row, values), index
+        )
         for index, row in enumerate(rows)
     ]
 
@@ -94,8 +102,8 @@ def rank(
     token_ids, scores = [], []
     for index, row in enumerate(rows):
         adjusted = _adjusted(values[index], _adjustments(row, values), index)
-        kept, score = _scores(adjusted, row.params, len(row.token_ids))
-        best = np.lexsort((kept, -score))[:num]
+        kept, score = _scores(adjusted, row.params, len(row.token_ids), num)
+        best = _order(kept, score, num)
         token_ids.append(kept[best].tolist())
         scores.append(score[best].tolist())
     return token_ids, scores
@@ -116,10 +124,14 @@ def verify(logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]
         gets those before the first such row, and so none if it cannot go on at all.
     """
     values = logits.numpy(force=True)
+    best = _best_of_rows(values, requests)
     confirmed, start = [], 0
     for request in requests:
         end = start + len(request.draft_token_ids) + 1
-        confirmed.append(_verify_one(values[start:end], request))
+        if _is_plain(request):
+            confirmed.append(_match(best[start:end], request.draft_token_ids))
+        else:
+            confirmed.append(_verify_one(values[start:end], request))
         start = end
     assert start == len(values)
     return confirmed
@@ -153,6 +165,40 @@ def _verify_one(rows: Logits, request: VerifyRequest) -> list[int]:
     return confirmed
 
 
+def _is_plain(row: Row | VerifyRequest) -> bool:
+    """Whether the choice is the argmax of the logits as they are."""
+    num_output = len(row.token_ids) - row.prompt_len
+    return row.params.temperature == 0 and not changes_logits(row.params, num_output)
+
+
+def _best_of_rows(values: Logits, rows: Sequence[Row | VerifyRequest]) -> list[int]:
+    """The argmax of every row, -1 of unusable ones; nothing if no row is plain."""
+    if not any(map(_is_plain, rows)):
+        return []
+    best = values.argmax(axis=-1)  # the lowest id on ties; a NaN's, if there is one
+    is_usable = np.isfinite(values[np.arange(len(values)), best])
+    choices: list[int] = np.where(is_usable, best, -1).tolist()
+    return choices
+
+
+def _plain_choice(best: int, row: int) -> int:
+    if best < 0:
+        raise UnusableLogits(row)
+    return best
+
+
+def _match(best: Sequence[int], draft_token_ids: Sequence[int]) -> list[int]:
+    """The tokens up to the first mismatch, it included; up to an unusable row without it."""
+    confirmed: list[int] = []
+    for token_id, draft in zip(best, (*draft_token_ids, None), strict=True):
+        if token_id < 0:
+            break
+        confirmed.append(token_id)
+        if token_id != draft:
+            break
+    return confirmed
+
+
 def _adjustments(row: Row | VerifyRequest, logits: Logits) -> Adjustments | None:
     if not changes_logits(row.params, len(row.token_ids) - row.prompt_len):
         return None
@@ -177,19 +223,49 @@ def _choose(
     values = _adjusted(logits, adjustments, row)
     if params.temperature == 0:
         return int(values.argmax())
-    kept, scores = _scores(values, params, position)
+    kept, scores = _scores(values, params, position, 1)
     return int(kept[scores.argmax()])
 
 
-def _scores(values: Logits | Values, params: SamplingParams, position: int) -> tuple[Ids, Values]:
-    """The tokens that may be chosen, ascending, and what decides between them."""
+def _scores(
+    values: Logits | Values, params: SamplingParams, position: int, num: int
+) -> tuple[Ids, Values]:
+    """Tokens, ascending, and what decides between them; the best `num` of all are among them."""
     best = np.float64(values.max())
     if params.temperature == 0:
         return np.arange(len(values)), values - best
     with np.errstate(over="ignore"):  # to -inf, at temperatures near the smallest float
         scaled = (values - best) / params.temperature
-    kept = np.arange(len(values))
     if has_filters(params):
-        kept = np.flatnonzero(scaled >= keep_threshold(scaled, params))
-    noise = gumbel_reference(params.seed, position, kept.astype(np.uint64))
-    return kept, scaled[kept] + noise
+        return _noisy(scaled, keep_threshold(scaled, params), params.seed, position)
+    # Noise has an upper bound: a token far behind cannot win, and needs none. This is exact: should
+    # the winner be weaker than expected, those left out are taken in after all.
+    kept, scores = _noisy(scaled, _LIKELY_SCORE - MAX_NOISE, params.seed, position)
+    if len(kept) < len(scaled) and _score_of(scores, num) < _LIKELY_SCORE:
+        return _noisy(scaled, LOWEST, params.seed, position)
+    return kept, scores
+
+
+def _score_of(scores: Values, num: int) -> float:
+    """The score of the `num`-th best, -inf if there are fewer."""
+    if num == 1:
+        return float(scores.max())
+    return float(np.partition(scores, -num)[-num]) if num <= len(scores) else -np.inf
+
+
+def _order(kept: Ids, scores: Values, num: int) -> Ids:
+    """Indices of the best `num`, best first, the lower id first on ties."""
+    few = np.flatnonzero(scores >= _score_of(scores, num))
+    best: Ids = few[np.lexsort((kept[few], -scores[few]))[:num]]
+    return best
+
+
+def _noisy(scaled: Values, threshold: float, seed: int, position: int) -> tuple[Ids, Values]:
+    """What reaches the threshold, with noise added."""
+    kept = np.flatnonzero(scaled >= threshold)
+    scores = scaled[kept]
+    if len(kept) > 1:
+        keys = round_keys(seed)[:, :, None]
+        positions = np.array([position & MASK], np.uint64)
+        scores += gumbel(keys, positions, kept.view(np.uint64))
+    return kept, scores
