@@ -23,6 +23,7 @@ LOCK = ROOT / "requirements" / "all.txt"
 TORCH = ROOT / "requirements" / "torch.txt"
 OLDEST = (3, 11)
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+==[^\\\n]+?)\s*\\?$", re.MULTILINE)
+_IDLE_LINES = ("Requirement already satisfied", "Ignoring ", "Looking in ", "Using cached ")
 _CPU_HINT = (
     "(Torch's default build for Linux brings gigabytes of GPU libraries. For the small CPU build,\n"
     "stop and set PIP_EXTRA_INDEX_URL to the package index that PyTorch names for CPU.)"
@@ -80,9 +81,16 @@ def _install() -> int:
 
 
 def _pip(*arguments: str) -> int:
+    """Run pip, leaving out of its output what says that nothing had to be done."""
     command = [str(_python()), "-m", "pip", "install", "--no-input", *arguments]
-    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - fixed words
+    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as pip:  # noqa: S603 - fixed words
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if not line.lstrip().startswith(_IDLE_LINES):
+                sys.stderr.write(line)
+                sys.stderr.flush()
+    return pip.returncode
 
 
 def _has_other_sources() -> bool:

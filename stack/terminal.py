@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from typing import TextIO
 
@@ -83,7 +84,7 @@ class Terminal:
         is_tty = sys.stdout.isatty()
         width = None
         if is_tty:
-            width = max(20, min(MAX_WIDTH, os.get_terminal_size(sys.stdout.fileno()).columns - 1))
+            width = max(20, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
         has_colour = is_tty and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         return cls(sys.stdout, sys.stderr, width=width, has_colour=has_colour)
 
