@@ -14,14 +14,12 @@ _MEMORY = 0.97  # of older counts per new one: about the last 33 rounds count
 class Acceptance:
     """Estimates for one session, or (without a parent) for all sessions of a worker."""
 
-    __slots__ = ("_is_stale", "_parent", "_survival", "_tried", "_won")
+    __slots__ = ("_parent", "_tried", "_won")
 
     def __init__(self, parent: "Acceptance | None" = None) -> None:
         self._parent = parent
         self._won = [0.0] * MAX_SPECULATIVE_TOKENS
         self._tried = [0.0] * MAX_SPECULATIVE_TOKENS
-        self._survival: list[float] = []
-        self._is_stale = True
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """A round held `num_drafted` guesses, of which the first `num_accepted` were right."""
@@ -29,7 +27,6 @@ class Acceptance:
         for position in range(min(num_drafted, num_accepted + 1)):
             tried[position] = tried[position] * _MEMORY + 1.0
             won[position] = won[position] * _MEMORY + (position < num_accepted)
-        self._is_stale = True
         if self._parent is not None:
             self._parent.observe(num_drafted, num_accepted)
 
@@ -37,22 +34,16 @@ class Acceptance:
         """Start from the prior again: the drafter may be another one."""
         self._won = [0.0] * MAX_SPECULATIVE_TOKENS
         self._tried = [0.0] * MAX_SPECULATIVE_TOKENS
-        self._is_stale = True
 
-    def rate(self, position: int) -> float:
-        """P(the guess at `position`, from 0, is right | those before it are)."""
-        prior = _PRIOR if self._parent is None else self._parent.rate(position)
-        return (self._won[position] + _PRIOR_WEIGHT * prior) / (
-            self._tried[position] + _PRIOR_WEIGHT
-        )
+    def rates(self, num: int) -> list[float]:
+        """[num] P(the guess at this position is right | those before it are)."""
+        priors = [_PRIOR] * num if self._parent is None else self._parent.rates(num)
+        return [
+            (won + _PRIOR_WEIGHT * prior) / (tried + _PRIOR_WEIGHT)
+            for won, tried, prior in zip(self._won, self._tried, priors, strict=False)
+        ]
 
-    def survival(self) -> list[float]:
-        """[MAX_SPECULATIVE_TOKENS] P(the first i + 1 guesses are all right); falling."""
-        if self._is_stale:
-            product = 1.0
-            self._survival = []
-            for position in range(MAX_SPECULATIVE_TOKENS):
-                product *= self.rate(position)
-                self._survival.append(product)
-            self._is_stale = False
-        return self._survival
+    def survival(self, num: int) -> list[float]:
+        """[num] P(the first i + 1 guesses are all right); falling. At most as many as are kept."""
+        product = 1.0
+        return [product := product * rate for rate in self.rates(num)]

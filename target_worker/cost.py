@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 _MEMORY = 0.99  # weight of all earlier rounds when a new one is added: about the last 100 count
 _FIT_EVERY = 8  # rounds; a fit costs some 20 us
@@ -38,10 +37,9 @@ class RoundCost:
 
     def __init__(self, profile: Sequence[Measured]) -> None:
         self._profiled = _fit_profile(profile)
-        self._prices: list[float] = self._profiled.tolist()
-        self._squares = np.zeros((3, 3))
-        self._products = np.zeros(3)
-        self._expected_s = self._observed_s = 0.0
+        self._prices = self._profiled
+        # Decayed sums over rounds: of 1, sequences, rows; their squares and products; with seconds.
+        self._sums = [0.0] * 10
         self._num_observed = 0
 
     @property
@@ -58,32 +56,34 @@ class RoundCost:
         """Learn from one round."""
         expected = self.predict(num_sequences, num_rows)
         seconds = min(max(seconds, expected / _OUTLIER), _OUTLIER * expected)
-        features = np.array((1.0, num_sequences, num_rows))
-        self._squares *= _MEMORY
-        self._squares += features[:, None] * features
-        self._products *= _MEMORY
-        self._products += features * seconds
-        self._expected_s = self._expected_s * _MEMORY + float(features @ self._profiled)
-        self._observed_s = self._observed_s * _MEMORY + seconds
+        n, r, t = num_sequences, num_rows, seconds
+        new = (1.0, n, r, n * n, n * r, r * r, t, n * t, r * t, self._profiled_s(n, r))
+        self._sums = [old * _MEMORY + one for old, one in zip(self._sums, new, strict=True)]
         self._num_observed += 1
         if self._num_observed % _FIT_EVERY == 0:
             self._fit()
 
+    def _profiled_s(self, num_sequences: int, num_rows: int) -> float:
+        fixed, per_sequence, per_row = self._profiled
+        return fixed + per_sequence * num_sequences + per_row * num_rows
+
     def _fit(self) -> None:
         """Least squares, drawn to the profile's prices times what rounds cost now against then."""
-        prior = self._profiled * (self._observed_s / self._expected_s)
-        mean_s = self._products[0] / self._squares[0, 0]
+        one, n, r, nn, nr, rr, t, nt, rt, profiled_s = self._sums
+        prior = np.array(self._profiled) * (t / profiled_s)
+        mean_s = t / one
         pull = _PROFILE_WEIGHT * (mean_s / prior) ** 2  # each price may move in proportion
-        solved = np.linalg.solve(self._squares + np.diag(pull), self._products + pull * prior)
-        mean_features = self._squares[0] / self._squares[0, 0]
+        squares = np.array(((one, n, r), (n, nn, nr), (r, nr, rr)))
+        solved = np.linalg.solve(squares + np.diag(pull), np.array((t, nt, rt)) + pull * prior)
+        mean_features = squares[0] / one
         prices = np.maximum(solved, _MIN_SHARE * mean_s / mean_features)
         self._prices = (prices * (mean_s / float(mean_features @ prices))).tolist()
 
 
-def _fit_profile(profile: Sequence[Measured]) -> NDArray[np.float64]:
+def _fit_profile(profile: Sequence[Measured]) -> list[float]:
     """The prices that fit best, none of them below a small share of the cheapest round."""
     features = np.array([(1.0, measured.num_sequences, measured.num_rows) for measured in profile])
     seconds = np.array([measured.seconds for measured in profile])
     solved, *_ = np.linalg.lstsq(features, seconds)
-    prices: NDArray[np.float64] = np.maximum(solved, _MIN_SHARE * seconds.min())
+    prices: list[float] = np.maximum(solved, _MIN_SHARE * seconds.min()).tolist()
     return prices

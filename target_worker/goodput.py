@@ -6,6 +6,7 @@ Acceptance is not asked: it stays high while the right answer changes with the l
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -98,19 +99,19 @@ class Goodput:
         self._probe_start_s: float | None = None
         self.num_probes = 0
 
-    def choose(self, num_streams: int, predicted_gain: float) -> Mode:
+    def choose(self, num_streams: int, predicted_gain: Callable[[], float]) -> Mode:
         """The mode for a round of `num_streams` decoding sessions.
 
         Args:
             num_streams: at least 1.
-            predicted_gain: an upper bound of speculation's speed over plain.
+            predicted_gain: an upper bound of speculation's speed over plain; asked for when needed.
         """
         if self._policy is not Policy.AUTO:
             return Mode.SPECULATIVE if self._policy is Policy.ON else Mode.PLAIN
         bucket = (num_streams - 1).bit_length()
         load = self._loads.get(bucket)
         if load is None:
-            load = self._loads[bucket] = _new_load(predicted_gain)
+            load = self._loads[bucket] = _new_load(predicted_gain())
         if bucket != self._current:
             self._current = bucket
             self._probe_start_s = None  # a trial at another load says nothing
@@ -139,10 +140,10 @@ class Goodput:
             if load.settle():
                 self._schedule(load, spent_s=PROBE_S)
 
-    def _is_probe_due(self, load: _Load, predicted_gain: float) -> bool:
+    def _is_probe_due(self, load: _Load, predicted_gain: Callable[[], float]) -> bool:
         if load.since_probe_s < load.probe_interval_s or not load.arms[load.mode].is_known:
             return False
-        return load.mode is Mode.SPECULATIVE or predicted_gain >= PROBE_GAIN
+        return load.mode is Mode.SPECULATIVE or predicted_gain() >= PROBE_GAIN
 
     def _end_probe_if_over(self, load: _Load) -> None:
         assert self._probe_start_s is not None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.common.clock import Clock
+from shared.protocol.limits import MAX_SPECULATIVE_TOKENS
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, DraftRequest, Verdict
 from target_worker.acceptance import Acceptance
 from target_worker.cost import Measured, RoundCost
@@ -55,8 +56,7 @@ class Speculation:
     def plan(self, rows: Sequence[Row], scheduler: Scheduler, outcome: Outcome) -> None:
         """Choose the mode, tend the drafters and add guesses to the rows that decode."""
         now_s = self._clock.monotonic_s()
-        gain = predicted_gain(self.acceptance.survival(), num_streams=len(rows), cost=self.cost)
-        mode = self.goodput.choose(len(rows), gain)
+        mode = self.goodput.choose(len(rows), lambda: self._predicted_gain(len(rows)))
         if mode is not self._mode:
             self._mode = mode
             self._switched_s = now_s
@@ -76,7 +76,7 @@ class Speculation:
         return session.grace.wait_s(
             self._clock.monotonic_s(),
             plain_s=self.cost.predict(1, 1),
-            chance=max(session.acceptance.rate(0), GRACE_CHANCE),
+            chance=max(session.acceptance.rates(1)[0], GRACE_CHANCE),
         )
 
     def confirmed(self, result: Verified, index: int, period_s: float) -> None:
@@ -161,6 +161,10 @@ class Speculation:
             link.closed(self._clock.monotonic_s())
             session.grace.forget()
 
+    def _predicted_gain(self, num_streams: int) -> float:
+        survival = self.acceptance.survival(MAX_SPECULATIVE_TOKENS)
+        return predicted_gain(survival, num_streams=num_streams, cost=self.cost)
+
     def _wants(self, session: Session, now_s: float) -> bool:
         return (
             self._mode is Mode.SPECULATIVE
@@ -198,7 +202,7 @@ class Speculation:
             lengths = [len(offer) for offer in self._offers]
         else:
             survivals = [
-                row.session.acceptance.survival()[: len(offer)]
+                row.session.acceptance.survival(len(offer))
                 for row, offer in zip(rows, self._offers, strict=True)
             ]
             lengths = draft_lengths(
