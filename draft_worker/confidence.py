@@ -42,7 +42,7 @@ class Confidence:
         return self._right[bucket] / self._total[bucket]
 
     def share(self, rank: int) -> float:
-        """Given a wrong guess, how likely its runner-up of this rank (1: the next best) is right."""
+        """Given a wrong guess, how likely its runner-up of this rank (1: the next) is right."""
         return self._rank_hits[rank - 1] / self._misses if rank <= len(self._rank_hits) else 0.0
 
     def observe(self, guess: Guess, token_id: int) -> None:

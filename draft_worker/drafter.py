@@ -49,8 +49,8 @@ class Drafter(Protocol):
         ...
 
     @property
-    def has_room(self) -> bool:
-        """Whether a short new session would be taken."""
+    def num_free(self) -> int:
+        """How many short new sessions would be taken."""
         ...
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from draft_worker.service import DraftService, Mail
 from shared.common.clock import Clock
-from shared.protocol.messages import Message
+from shared.protocol.messages import DraftRequest, Message
 
 _IDLE_S = 0.25  # a loop without work still turns this often: it shows progress and drops the silent
 _SWEEP_INTERVAL_S = 1.0
@@ -33,6 +33,8 @@ class DraftLoop:
         self._emit = emit
         self._clock = clock
         self._incoming: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._num_posted = 0  # requests, by the one thread that posts them
+        self._num_taken = 0  # requests, by the drafting thread
         self._turned_s = clock.monotonic_s()
         self._swept_s = self._turned_s
         self._thread = threading.Thread(target=self._run, name="draft-loop", daemon=True)
@@ -51,8 +53,14 @@ class DraftLoop:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def num_free(self) -> int:
+        """How many requests may be posted and expect a seat."""
+        return self._service.num_free - (self._num_posted - self._num_taken)
+
     def post(self, message: Message) -> None:
-        """Hand over one message. Any thread; never blocks."""
+        """Hand over one message; never blocks. One thread posts."""
+        self._num_posted += isinstance(message, DraftRequest)
         self._incoming.put(message)
 
     def stop(self, timeout_s: float) -> None:
@@ -74,6 +82,7 @@ class DraftLoop:
         now_s = self._turned_s = self._clock.monotonic_s()
         if messages:
             self._send(self._service.handle(message for message in messages if message is not None))
+            self._num_taken += sum(isinstance(message, DraftRequest) for message in messages)
         if self._service.has_work:
             self._send(self._service.step())
         if now_s - self._swept_s >= _SWEEP_INTERVAL_S:

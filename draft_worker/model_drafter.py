@@ -58,9 +58,9 @@ class ModelDrafter:
         return not self._is_idle or bool(self._ready)
 
     @property
-    def has_room(self) -> bool:
+    def num_free(self) -> int:
         """See Drafter."""
-        return len(self.sessions) < self._limits.max_num_seqs and self.pool.num_free > 0
+        return min(self._limits.max_num_seqs - len(self.sessions), self.pool.num_free)
 
     @property
     def usage(self) -> float:
@@ -77,7 +77,7 @@ class ModelDrafter:
                 self._wake(session)
                 return True
             self.close(request.session_id)
-        if not self.has_room:
+        if self.num_free <= 0:
             return False
         table = self.pool.open(request.token_ids, salt=request.session_id.rpartition("/")[0])
         try:
@@ -114,6 +114,7 @@ class ModelDrafter:
             self.counts["misses"] += session.num_misses
             self.counts["covered"] += session.num_covered
             session.release()
+            self._unsay(session_id)
 
     def step(self) -> Sequence[Proposal]:
         """See Drafter. What a verdict has made ready goes out before anything is computed."""
@@ -150,19 +151,37 @@ class ModelDrafter:
     def _collect(self, grown: set[Chain]) -> None:
         """Make paths of new guesses: at once where the target has none, else in chunks."""
         for session in self.sessions.values():
-            for chain in (session.main, *session.branches.values()):
-                if len(chain.token_ids) > chain.num_sent and (
+            due = [
+                chain
+                for chain in (session.main, *session.branches.values())
+                if len(chain.token_ids) > chain.num_sent
+                and (
                     chain not in grown
                     or chain.is_due(self._limits.chunk)
                     or not session.can_grow(chain, self._limits.max_ahead)
-                ):
-                    self._send(session, chain)
+                )
+            ]
+            # A target follows what was said first and most often: the main chain, every time.
+            if due and due[0] is not session.main:
+                due.insert(0, session.main)
+            for chain in due:
+                self._send(session, chain)
 
     def _wake(self, session: DraftSession) -> None:
         """After news: the next step has work, and guesses the target lacks go out before it."""
         self._is_idle = False
-        if len(session.main.token_ids) > session.main.num_sent == session.num_confirmed:
-            self._send(session, session.main)
+        main = session.main
+        if self._unsay(session.session_id):
+            main.num_sent = session.num_confirmed
+        if len(main.token_ids) > main.num_sent == session.num_confirmed:
+            self._send(session, main)
+
+    def _unsay(self, session_id: str) -> bool:
+        """Drop what is ready to be said of a session, for it is out of date; whether it was any."""
+        kept = [one for one in self._ready if one.session_id != session_id]
+        is_any = len(kept) < len(self._ready)
+        self._ready = kept
+        return is_any
 
     def _send(self, session: DraftSession, chain: Chain) -> None:
         base_len = session.num_confirmed

@@ -55,9 +55,9 @@ class NgramDrafter:
         return bool(self._with_news)
 
     @property
-    def has_room(self) -> bool:
+    def num_free(self) -> int:
         """See Drafter."""
-        return len(self._sessions) < self._limits.max_num_seqs
+        return self._limits.max_num_seqs - len(self._sessions)
 
     @property
     def usage(self) -> float:
@@ -68,7 +68,7 @@ class NgramDrafter:
         """See Drafter."""
         if not is_servable(request, self._vocab_size, self._max_model_len):
             return False
-        if request.session_id not in self._sessions and not self.has_room:
+        if request.session_id not in self._sessions and self.num_free <= 0:
             return False
         index = NgramIndex(request.token_ids, min_n=_MIN_N, max_n=_MAX_N)
         max_len = min(request.max_len, self._max_model_len)

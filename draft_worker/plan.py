@@ -5,7 +5,7 @@ A main chain with nothing ahead has value 1, so sessions whose target has nothin
 main chains fall as they run ahead, and a branch is worth the probability that it becomes the truth.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -36,7 +36,22 @@ def make_plan(sessions: Iterable[DraftSession], limits: DraftLimits) -> Plan:
         elif session.can_grow(session.main, limits.max_ahead):
             prefills.append(session)
     growing.sort(key=itemgetter(0), reverse=True)
-    return Plan(growing[: limits.max_num_rows], prefills)
+    return Plan(growing[: _num_paying(growing, limits)], prefills)
+
+
+def _num_paying(growing: Sequence[Candidate], limits: DraftLimits) -> int:
+    """How many of the candidates, best first, make the step worth the most for its time.
+
+    A step costs `step_cost` rows and then its rows, so the next row pays as long as its value is
+    at least what the step so far is worth per row.
+    """
+    worth, cost = 0.0, limits.step_cost
+    for index, candidate in enumerate(growing[: limits.max_num_rows]):
+        if candidate[0] * cost < worth:
+            return index
+        worth += candidate[0]
+        cost += 1.0
+    return min(len(growing), limits.max_num_rows)
 
 
 def _candidates(session: DraftSession, limits: DraftLimits) -> Iterator[Candidate]:

@@ -1,8 +1,10 @@
 """The best few tokens of many rows at once, as the sampler would rank them, at a drafter's cost.
 
 The definition is `shared.engine.sampling`; this is its batched approximation. Noise is computed
-for the NUM_CANDIDATES likeliest tokens of a row only: one further down wins so rarely that a wrong
-guess now and then costs less than the time to look (drafts change speed, never text).
+for the likeliest tokens of a row only: one further down wins so rarely that a wrong guess now and
+then costs less than the time to look (drafts change speed, never text). With the bundled pair the
+agreement at T = 0.7 is 0.889 with 64 candidates as with all 4,096; at T = 1.0 it is 0.797, 0.805
+and 0.808 with 64, 128 and all.
 """
 
 import math
@@ -18,7 +20,8 @@ from shared.engine.adjustments import Adjustments, changes_logits
 from shared.engine.sampling import Row
 from shared.protocol.sampling import SamplingParams
 
-NUM_CANDIDATES = 64
+FEW_CANDIDATES, MANY_CANDIDATES = 64, 128
+_MANY_FROM = 0.8  # temperature
 
 Values = NDArray[np.float64]
 
@@ -26,15 +29,14 @@ Values = NDArray[np.float64]
 class Chooser:
     """What the ranking needs of one session's parameters, prepared once."""
 
-    __slots__ = ("is_greedy", "keys", "min_value", "needs_mass", "params", "scale", "top_k")
+    __slots__ = ("is_greedy", "keys", "min_value", "num_candidates", "params", "scale")
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self.is_greedy = params.temperature == 0.0
         self.scale = 1.0 if self.is_greedy else 1.0 / params.temperature
-        self.top_k = params.top_k if 0 < params.top_k < NUM_CANDIDATES else NUM_CANDIDATES
+        self.num_candidates = FEW_CANDIDATES if params.temperature < _MANY_FROM else MANY_CANDIDATES
         self.min_value = math.log(params.min_p) if params.min_p > 0.0 else -math.inf
-        self.needs_mass = params.top_p < 1.0 and not self.is_greedy
         self.keys = noise.round_keys(params.seed)
 
 
@@ -47,12 +49,12 @@ def rank(
         logits: [T, V] float32.
         rows: T.
         choosers: T, of the rows' parameters.
-        num: at most NUM_CANDIDATES.
+        num: at most FEW_CANDIDATES.
     """
     logits = _adjusted(logits, rows)
     is_greedy = all(chooser.is_greedy for chooser in choosers)
-    num_candidates = min(num + 1 if is_greedy else NUM_CANDIDATES, logits.shape[1])
-    top = torch.topk(logits, num_candidates)
+    num_candidates = num + 1 if is_greedy else max(one.num_candidates for one in choosers)
+    top = torch.topk(logits, min(num_candidates, logits.shape[1]))
     scores, ids = top.values.numpy().astype(np.float64), top.indices.numpy()
     scores -= scores[:, :1]
     if not is_greedy:
@@ -89,13 +91,16 @@ def _add_noise(
 
 def _num_kept(values: Values, chooser: Chooser, logits: Tensor) -> int:
     """How many of the candidates, best first, pass top-k, top-p and min-p."""
-    num_kept = min(chooser.top_k, len(values))
-    if chooser.needs_mass:
+    params, num_kept = chooser.params, len(values)
+    is_cut = 0 < params.top_k <= num_kept
+    if is_cut:
+        num_kept = params.top_k
+    if params.top_p < 1.0:
         mass = np.cumsum(np.exp(values[:num_kept]))
         total = mass[-1]
-        if not 0 < chooser.params.top_k <= num_kept:
+        if not is_cut:
             total = torch.exp((logits - logits.max()) * chooser.scale).sum().item()
-        num_kept = min(num_kept, 1 + int(np.searchsorted(mass, chooser.params.top_p * total)))
+        num_kept = min(num_kept, 1 + int(np.searchsorted(mass, params.top_p * total)))
     if chooser.min_value > -math.inf:
         num_kept = int(np.searchsorted(-values[:num_kept], -chooser.min_value, side="right"))
     return num_kept

@@ -55,9 +55,9 @@ class DraftService:
         return len(self._clients)
 
     @property
-    def has_room(self) -> bool:
-        """Whether a new request would probably be accepted."""
-        return self._drafter.has_room
+    def num_free(self) -> int:
+        """How many new requests would probably be accepted."""
+        return self._drafter.num_free
 
     @property
     def has_work(self) -> bool:

@@ -8,6 +8,8 @@ from shared.protocol.sampling import SamplingParams
 from tests.fakes import FakeRunner
 
 V = 48
+# Ten ahead, and every guess and branch that there is room for, whatever the odds.
+EAGER = DraftLimits(max_ahead=10, num_branches=8, step_cost=1e9, min_odds=0.0, chunk=4)
 GREEDY = SamplingParams(seed=7, temperature=0.0)
 WARM = SamplingParams(seed=7, temperature=0.7, top_k=20, top_p=0.95)
 PENALISED = SamplingParams(
@@ -59,5 +61,5 @@ def make_drafter(
         BlockPool(num_blocks, block_size),
         vocab_size=V,
         max_model_len=400,
-        limits=limits or DraftLimits(min_odds=0.0),
+        limits=limits or EAGER,
     )

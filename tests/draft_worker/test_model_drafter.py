@@ -1,17 +1,18 @@
 """draft_worker/model_drafter.py: batched, coupled guesses that run ahead of the verdicts."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from draft_worker.drafter import Proposal
-from draft_worker.limits import DraftLimits
 from draft_worker.model_drafter import ModelDrafter
 from shared.engine.sampling import Row, sample
 from shared.protocol.messages import DraftClosed, DraftPath, DraftRequest
 from shared.protocol.sampling import SamplingParams
 from tests.draft_worker.builders import (
+    EAGER,
     GREEDY,
     PENALISED,
     WARM,
@@ -123,7 +124,7 @@ def test_a_correction_that_was_a_branch_costs_no_recomputation() -> None:
 
 def test_the_first_guess_goes_out_alone_and_later_ones_in_chunks() -> None:
     """A target with nothing is served at once; one with guesses is not woken for each token."""
-    drafter = make_drafter(limits=DraftLimits(num_branches=0, min_odds=0.0))
+    drafter = make_drafter(limits=replace(EAGER, num_branches=0))
     drafter.open(make_request())
     lengths = [len(p.token_ids) for p in run(drafter) if isinstance(p, DraftPath)]
     assert lengths == [1, 3, 7, 10]
@@ -131,24 +132,19 @@ def test_the_first_guess_goes_out_alone_and_later_ones_in_chunks() -> None:
 
 def test_guesses_the_target_lacks_go_out_before_the_next_computation() -> None:
     """When a verdict uses up all that was sent, what is ready is not held back for a step."""
-    drafter, request = make_drafter(), make_request()
+    drafter, request = make_drafter(limits=replace(EAGER, num_branches=0)), make_request()
     truth = target_tokens(request, 6)
     drafter.open(request)
-    while drafter.sessions["job/0"].num_ahead < 6:
+    while drafter.sessions["job/0"].num_ahead < 6:  # the first three are sent
         drafter.step()
     drafter.confirm(make_verdict(3, *truth[:3]))
-    runs = drafter.counts["steps"]
-    session = drafter.sessions["job/0"]
-    if session.main.num_sent > session.num_confirmed:
-        drafter.confirm(make_verdict(6, *truth[3 : session.main.num_sent - 3]))
-    proposals = drafter.step()
-    assert drafter.counts["steps"] == runs
-    assert proposals
+    assert drafter.step() == [path(6, truth[3:])]
+    assert drafter.counts["steps"] == 6
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_beside_running_sessions() -> None:
     """One pass holds a chunk of the new prompt and a row of the old session."""
-    limits = DraftLimits(max_num_batched_tokens=32, num_branches=0, min_odds=0.0)
+    limits = replace(EAGER, max_num_batched_tokens=32, num_branches=0)
     drafter = make_drafter(limits=limits)
     drafter.open(make_request("a/0"))
     drafter.step()
@@ -251,7 +247,7 @@ def test_a_verdict_that_cannot_be_true_is_not_followed(verdict: object) -> None:
 
 def test_hopeless_guesses_are_not_made() -> None:
     """Where the odds say that nothing further is worth a row, the drafter rests."""
-    drafter = make_drafter(limits=DraftLimits(min_odds=0.99))
+    drafter = make_drafter(limits=replace(EAGER, min_odds=0.99))
     drafter.open(make_request())
     run(drafter)
     assert drafter.sessions["job/0"].num_ahead == 1

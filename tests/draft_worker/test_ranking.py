@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draft_worker.ranking import NUM_CANDIDATES, Chooser, rank
+from draft_worker.ranking import FEW_CANDIDATES, Chooser, rank
 from shared.engine import sampling
 from shared.engine.sampling import Row
 from shared.protocol.sampling import SamplingParams
@@ -38,7 +38,7 @@ def test_with_all_tokens_as_candidates_it_is_the_sampler(
 ) -> None:
     """Same tokens, same scores up to rounding, whatever the parameters."""
     row = Row(SamplingParams(**params), [3, 1, 2, 3], 2)  # type: ignore[arg-type]
-    logits = make_logits(1, NUM_CANDIDATES, int(params["seed"]) % 1000)
+    logits = make_logits(1, FEW_CANDIDATES, int(params["seed"]) % 1000)
     ids, scores = rank(logits, [row], [Chooser(row.params)], 3)
     expected_ids, expected_scores = sampling.rank(logits, [row], 3)
     assert ids == expected_ids

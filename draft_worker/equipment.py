@@ -1,0 +1,88 @@
+"""From the settings to a drafter: loads the model, if there is one. N-grams need no torch."""
+
+from dataclasses import dataclass
+
+from draft_worker.config import Config, DrafterKind
+from draft_worker.drafter import Drafter
+from draft_worker.ngram_drafter import NgramDrafter
+from shared.common.errors import ConfigError
+from shared.engine.text import TextTokenizer
+from shared.protocol.messages import DraftRequest
+from shared.protocol.sampling import SamplingParams
+
+_WARM_UP_STEPS = 4  # the first passes allocate and plan; no session should wait for that
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """A drafter, ready to work, and what it can guess for."""
+
+    drafter: Drafter
+    name: str  # of the model, for the heartbeat
+    vocabulary: str | None  # fingerprint; None: any
+    max_model_len: int  # 0: any
+    vocab_size: int  # 0: any
+
+
+def equip(config: Config) -> Equipment:
+    """Build the drafter that the settings ask for. Takes as long as loading the model.
+
+    Raises:
+        ConfigError: the model is missing or cannot be loaded.
+    """
+    if config.drafter is DrafterKind.NGRAM:
+        return _equip_ngram(config)
+    if config.model is None:
+        raise ConfigError("--model is required: must be a Hugging Face directory")
+    import torch  # noqa: PLC0415 - the n-gram drafter starts without it
+
+    from draft_worker.model_drafter import ModelDrafter  # noqa: PLC0415 - same
+    from shared.engine.blocks import BlockPool  # noqa: PLC0415 - same
+    from shared.engine.runner import ModelRunner  # noqa: PLC0415 - same
+
+    torch.set_num_threads(config.threads)
+    tokenizer = TextTokenizer.load(config.model)
+    runner = ModelRunner.load(
+        config.model, num_blocks=config.num_blocks, block_size=config.block_size
+    )
+    shape = runner.config
+    drafter = ModelDrafter(
+        runner,
+        BlockPool(config.num_blocks, config.block_size),
+        vocab_size=shape.vocab_size,
+        max_model_len=shape.max_model_len,
+        limits=config.limits,
+    )
+    _warm_up(drafter, shape.max_model_len)
+    return Equipment(
+        drafter,
+        name=config.model.resolve().name,
+        vocabulary=tokenizer.fingerprint,
+        max_model_len=shape.max_model_len,
+        vocab_size=shape.vocab_size,
+    )
+
+
+def _equip_ngram(config: Config) -> Equipment:
+    drafter = NgramDrafter(limits=config.limits)
+    if config.model is None:
+        return Equipment(drafter, name="ngram", vocabulary=None, max_model_len=0, vocab_size=0)
+    tokenizer = TextTokenizer.load(config.model)
+    return Equipment(
+        drafter,
+        name="ngram",
+        vocabulary=tokenizer.fingerprint,
+        max_model_len=0,
+        vocab_size=tokenizer.vocab_size,
+    )
+
+
+def _warm_up(drafter: Drafter, max_model_len: int) -> None:
+    """One short session, forgotten again."""
+    for temperature in (0.0, 0.7):
+        sampling = SamplingParams(seed=0, temperature=temperature)
+        request = DraftRequest("warm-up/0", "", 0, "", 1, min(64, max_model_len), (0,), sampling)
+        if drafter.open(request):
+            for _ in range(_WARM_UP_STEPS):
+                drafter.step()
+            drafter.close(request.session_id)
