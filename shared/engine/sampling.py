@@ -10,24 +10,15 @@ generator, no batch, no order enters (docs/design.md). float32 logits, then ever
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.gumbel import MAX_NOISE, gumbel
-from kernels.philox import MASK, philox4x32_reference, round_keys
+from kernels.philox import philox4x32_reference
 from shared.engine.adjustments import Adjustments, changes_logits
-from shared.engine.filters import LOWEST, has_filters, keep_threshold
+from shared.engine.candidates import Candidates, Logits, Values, add_noise, find_candidates
 from shared.protocol.sampling import SamplingParams
-
-Logits = NDArray[np.float32]
-Values = NDArray[np.float64]
-Ids = NDArray[np.int64]
-
-# The winner's score is at least this but once in a thousand times; then the rest is computed too.
-_LIKELY_SCORE = -2.0
 
 
 class UnusableLogits(ValueError):
@@ -74,17 +65,12 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     Raises:
         UnusableLogits: one row cannot be sampled; the caller may leave it out and call again.
     """
-    values = logits.numpy(force=True)
-    assert len(values) == len(rows)
-    best = _best_of_rows(values, rows)
-    return [
-        _plain_choice(best[index], index)
-        if _is_plain(row)
-        else _choose(
-            values[index], row.params, len(row.token_ids), _adjustments(row, values), index
-        )
-        for index, row in enumerate(rows)
-    ]
+    requests = [VerifyRequest(row.params, row.token_ids, row.prompt_len, ()) for row in rows]
+    confirmed = verify(logits, requests)
+    for index, token_ids in enumerate(confirmed):
+        if not token_ids:
+            raise UnusableLogits(index)
+    return [token_id for (token_id,) in confirmed]
 
 
 def rank(
@@ -99,21 +85,23 @@ def rank(
         UnusableLogits: as `sample`.
     """
     values = logits.numpy(force=True)
-    token_ids, scores = [], []
+    batch = []
     for index, row in enumerate(rows):
-        adjusted = _adjusted(values[index], _adjustments(row, values), index)
-        kept, score = _scores(adjusted, row.params, len(row.token_ids), num)
-        best = _order(kept, score, num)
-        token_ids.append(kept[best].tolist())
-        scores.append(score[best].tolist())
-    return token_ids, scores
+        adjusted = _adjust(values[index], _adjustments(row, values))
+        candidates = find_candidates(adjusted, row.params, len(row.token_ids))
+        if candidates is None:
+            raise UnusableLogits(index)
+        batch.append(candidates)
+    add_noise(batch, num)
+    ranks = [candidates.rank(num) for candidates in batch]
+    return [token_ids for token_ids, _ in ranks], [scores for _, scores in ranks]
 
 
 def verify(logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
     """What a verify round confirms: accepted draft tokens, then the corrected or the bonus token.
 
     Row j of a request is sampled as if its first j draft tokens were confirmed, and only if they
-    are: what follows the first mismatch is never looked at.
+    are: the first rows of all requests, then the second rows of those that still agree, and so on.
 
     Args:
         logits: [sum of len(draft_token_ids) + 1, V] float32, the requests' rows one after another.
@@ -125,16 +113,18 @@ def verify(logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]
     """
     values = logits.numpy(force=True)
     best = _best_of_rows(values, requests)
-    confirmed, start = [], 0
+    checks, start = [], 0
     for request in requests:
-        end = start + len(request.draft_token_ids) + 1
-        if _is_plain(request):
-            confirmed.append(_match(best[start:end], request.draft_token_ids))
-        else:
-            confirmed.append(_verify_one(values[start:end], request))
-        start = end
+        checks.append(_Check(request, start, _adjustments(request, values)))
+        start = checks[-1].end
     assert start == len(values)
-    return confirmed
+    for check in checks:
+        if check.is_plain:
+            check.match(best[check.start : check.end])
+    waiting = [check for check in checks if not check.is_plain]
+    while waiting:
+        waiting = _sample_wave(values, waiting)
+    return [check.confirmed for check in checks]
 
 
 def choice_seed(seed: int, choice: int) -> int:
@@ -148,21 +138,50 @@ def choice_seed(seed: int, choice: int) -> int:
     return int(words[0, 0]) | int(words[1, 0]) << 32
 
 
-def _verify_one(rows: Logits, request: VerifyRequest) -> list[int]:
-    adjustments = _adjustments(request, rows)
-    confirmed: list[int] = []
-    try:
-        for index, draft in enumerate((*request.draft_token_ids, None)):
-            position = len(request.token_ids) + index
-            token_id = _choose(rows[index], request.params, position, adjustments, index)
-            confirmed.append(token_id)
-            if token_id != draft:
+@dataclass(slots=True)
+class _Check:
+    """One request while it is verified."""
+
+    request: VerifyRequest
+    start: int  # its first row
+    adjustments: Adjustments | None
+    confirmed: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.request.draft_token_ids) + 1
+
+    @property
+    def is_plain(self) -> bool:
+        return _is_plain(self.request)
+
+    def candidates(self, values: Logits) -> Candidates | None:
+        """Of the next row, all drafts before it being confirmed."""
+        row = _adjust(values[self.start + len(self.confirmed)], self.adjustments)
+        position = len(self.request.token_ids) + len(self.confirmed)
+        return find_candidates(row, self.request.params, position)
+
+    def confirm(self, token_id: int) -> bool:
+        """Take the token chosen at the next row; whether the row after it counts."""
+        drafts, index = self.request.draft_token_ids, len(self.confirmed)
+        self.confirmed.append(token_id)
+        if self.adjustments is not None:
+            self.adjustments.accept(token_id)
+        return index < len(drafts) and token_id == drafts[index]
+
+    def match(self, best: Sequence[int]) -> None:
+        """Confirm the argmax of all rows, up to one that is unusable (-1)."""
+        for token_id in best:
+            if token_id < 0 or not self.confirm(token_id):
                 break
-            if adjustments is not None:
-                adjustments.accept(token_id)
-    except UnusableLogits:
-        pass  # said by what is missing from the result
-    return confirmed
+
+
+def _sample_wave(values: Logits, checks: Sequence[_Check]) -> list[_Check]:
+    """Choose at the next row of each; those that go on."""
+    found = [(check, check.candidates(values)) for check in checks]
+    usable = [(check, candidates) for check, candidates in found if candidates is not None]
+    add_noise([candidates for _, candidates in usable], 1)
+    return [check for check, candidates in usable if check.confirm(candidates.best)]
 
 
 def _is_plain(row: Row | VerifyRequest) -> bool:
@@ -171,9 +190,9 @@ def _is_plain(row: Row | VerifyRequest) -> bool:
     return row.params.temperature == 0 and not changes_logits(row.params, num_output)
 
 
-def _best_of_rows(values: Logits, rows: Sequence[Row | VerifyRequest]) -> list[int]:
-    """The argmax of every row, -1 of unusable ones; nothing if no row is plain."""
-    if not any(map(_is_plain, rows)):
+def _best_of_rows(values: Logits, requests: Sequence[VerifyRequest]) -> list[int]:
+    """The argmax of every row, -1 of unusable ones; nothing if no request is plain."""
+    if not any(map(_is_plain, requests)):
         return []
     best = values.argmax(axis=-1)  # the lowest id on ties; a NaN's, if there is one
     is_usable = np.isfinite(values[np.arange(len(values)), best])
@@ -181,91 +200,11 @@ def _best_of_rows(values: Logits, rows: Sequence[Row | VerifyRequest]) -> list[i
     return choices
 
 
-def _plain_choice(best: int, row: int) -> int:
-    if best < 0:
-        raise UnusableLogits(row)
-    return best
-
-
-def _match(best: Sequence[int], draft_token_ids: Sequence[int]) -> list[int]:
-    """The tokens up to the first mismatch, it included; up to an unusable row without it."""
-    confirmed: list[int] = []
-    for token_id, draft in zip(best, (*draft_token_ids, None), strict=True):
-        if token_id < 0:
-            break
-        confirmed.append(token_id)
-        if token_id != draft:
-            break
-    return confirmed
-
-
-def _adjustments(row: Row | VerifyRequest, logits: Logits) -> Adjustments | None:
+def _adjustments(row: Row | VerifyRequest, values: Logits) -> Adjustments | None:
     if not changes_logits(row.params, len(row.token_ids) - row.prompt_len):
         return None
-    return Adjustments(row.params, row.token_ids, row.prompt_len, logits.shape[-1])
+    return Adjustments(row.params, row.token_ids, row.prompt_len, values.shape[-1])
 
 
-def _adjusted(logits: Logits, adjustments: Adjustments | None, row: int) -> Logits | Values:
-    """Checked and adjusted: [V], the best value finite, none NaN."""
-    if not np.isfinite(logits.max()):
-        raise UnusableLogits(row)
-    if adjustments is None:
-        return logits
-    values = adjustments.apply(logits)
-    if values.max() == -np.inf:
-        raise UnusableLogits(row)
-    return values
-
-
-def _choose(
-    logits: Logits, params: SamplingParams, position: int, adjustments: Adjustments | None, row: int
-) -> int:
-    values = _adjusted(logits, adjustments, row)
-    if params.temperature == 0:
-        return int(values.argmax())
-    kept, scores = _scores(values, params, position, 1)
-    return int(kept[scores.argmax()])
-
-
-def _scores(
-    values: Logits | Values, params: SamplingParams, position: int, num: int
-) -> tuple[Ids, Values]:
-    """Tokens, ascending, and what decides between them; the best `num` of all are among them."""
-    best = np.float64(values.max())
-    if params.temperature == 0:
-        return np.arange(len(values)), values - best
-    with np.errstate(over="ignore"):  # to -inf, at temperatures near the smallest float
-        scaled = (values - best) / params.temperature
-    if has_filters(params):
-        return _noisy(scaled, keep_threshold(scaled, params), params.seed, position)
-    # Noise has an upper bound: a token far behind cannot win, and needs none. This is exact: should
-    # the winner be weaker than expected, those left out are taken in after all.
-    kept, scores = _noisy(scaled, _LIKELY_SCORE - MAX_NOISE, params.seed, position)
-    if len(kept) < len(scaled) and _score_of(scores, num) < _LIKELY_SCORE:
-        return _noisy(scaled, LOWEST, params.seed, position)
-    return kept, scores
-
-
-def _score_of(scores: Values, num: int) -> float:
-    """The score of the `num`-th best, -inf if there are fewer."""
-    if num == 1:
-        return float(scores.max())
-    return float(np.partition(scores, -num)[-num]) if num <= len(scores) else -np.inf
-
-
-def _order(kept: Ids, scores: Values, num: int) -> Ids:
-    """Indices of the best `num`, best first, the lower id first on ties."""
-    few = np.flatnonzero(scores >= _score_of(scores, num))
-    best: Ids = few[np.lexsort((kept[few], -scores[few]))[:num]]
-    return best
-
-
-def _noisy(scaled: Values, threshold: float, seed: int, position: int) -> tuple[Ids, Values]:
-    """What reaches the threshold, with noise added."""
-    kept = np.flatnonzero(scaled >= threshold)
-    scores = scaled[kept]
-    if len(kept) > 1:
-        keys = round_keys(seed)[:, :, None]
-        positions = np.array([position & MASK], np.uint64)
-        scores += gumbel(keys, positions, kept.view(np.uint64))
-    return kept, scores
+def _adjust(row: Logits, adjustments: Adjustments | None) -> Logits | Values:
+    return row if adjustments is None else adjustments.apply(row)
