@@ -129,6 +129,7 @@ async def running_stack(config: DemoConfig, terminal: Terminal) -> AsyncIterator
                 await _either(ready, serving)
                 yield system.gateway_url
             finally:
+                terminal.remark("stopping …")
                 supervisor.stop()
                 # A second Ctrl-C must not leave processes behind.
                 asyncio.get_running_loop().add_signal_handler(signal.SIGINT, supervisor.stop)
@@ -169,7 +170,6 @@ async def _interruptible(config: DemoConfig, terminal: Terminal) -> int:
         loop.add_signal_handler(number, task.cancel)
     with suppress(asyncio.CancelledError):
         return await task
-    terminal.remark("\nstopped")
     return EXIT_INTERRUPTED if config.prompt else 0
 
 
