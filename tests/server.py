@@ -1,5 +1,7 @@
 """A real Valkey server for tests: started, stopped, killed, restarted on the same port and data."""
 
+import contextlib
+import random
 import socket
 from pathlib import Path
 from typing import Self
@@ -48,7 +50,9 @@ class Server:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that no outgoing connection can take while the server is down for a moment."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

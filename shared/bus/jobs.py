@@ -105,6 +105,8 @@ class JobQueue:
             if self._found:
                 return self._hand_out(count)
             left_s = ends_s - _now_s()
+            if self._is_in_doubt:
+                continue
             if left_s <= 0:
                 break
             if is_alive:
@@ -123,6 +125,7 @@ class JobQueue:
             await self._find_lost()
             if not self._found:
                 await self._take("outrider_rescue", count)
+                await self._find_lost()
         return self._hand_out(count)
 
     async def claim(
@@ -218,9 +221,14 @@ class JobQueue:
         command: list[Argument] = ["XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS"]
         await self._reader.read(*command, *streams, *cursors, block_s=block_s)
 
+    @property
+    def _is_in_doubt(self) -> bool:
+        """Whether the server may have given us entries that we never saw."""
+        return self._is_interrupted or self._num_losses != self._bus.num_losses
+
     async def _find_lost(self) -> None:
         """After an interrupted call or a lost reply: look for entries of ours that we never saw."""
-        if not self._is_interrupted and self._num_losses == self._bus.num_losses:
+        if not self._is_in_doubt:
             return
         num_losses = self._bus.num_losses
         queued = {(delivery.stream, delivery.entry_id) for delivery in self._found}

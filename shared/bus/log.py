@@ -113,21 +113,24 @@ class SessionLog:
         return [(row[0].decode(), _record(row[1])) for row in rows]
 
     async def choices(self, job_id: str) -> list[tuple[int, ...]]:
-        """The output tokens of each choice so far: what a takeover continues from.
+        """The output tokens of every choice so far: what a takeover continues from.
 
         Raises:
             PeerError: the log has a gap or an unreadable record.
         """
-        tokens: dict[int, list[int]] = {}
+        num_choices = await self._bus.call("HGET", self._bus.keys.job(job_id), "choices")
+        tokens: list[list[int]] = [[] for _ in range(int(num_choices or 0))]
         for _, record in await self.read(job_id):
             if isinstance(record, Tokens):
-                held = tokens.setdefault(record.choice, [])
+                if record.choice >= len(tokens):
+                    raise PeerError(f"log of {job_id}: choice {record.choice} of {len(tokens)}")
+                held = tokens[record.choice]
                 if record.offset != len(held):
                     raise PeerError(
                         f"log of {job_id}: offset {record.offset} after {len(held)} tokens"
                     )
                 held.extend(record.token_ids)
-        return [tuple(tokens.get(choice, ())) for choice in range(max(tokens, default=-1) + 1)]
+        return [tuple(held) for held in tokens]
 
     async def cancel(self, job_id: str) -> bool:
         """Ask for a job to end; its owner hears of it at once. Whether it was still to end."""

@@ -1,0 +1,416 @@
+"""The queue of jobs on a real server: order, ownership, takeover, hand-back, dead letters."""
+
+import asyncio
+import contextlib
+import itertools
+
+import pytest
+
+from shared.bus.connection import Bus
+from shared.bus.jobs import Claim, Delivery, JobQueue
+from shared.bus.link import Reply
+from shared.common.errors import ClientError
+from shared.protocol.jobs import JobEntry, JobState, parse_entry
+from shared.protocol.keys import TARGET_GROUP, Priority
+from shared.protocol.limits import DEAD_BODY_BYTES, MAX_BODY_BYTES, MAX_DELIVERIES
+from shared.protocol.records import Failed
+from tests.bus_worker import SEED, BusWorker, done, tokens, until
+from tests.server import Server
+from tests.shared.bus.conftest import StartWorker
+
+pytestmark = pytest.mark.server
+
+
+def entry(job_id: str, **fields: str) -> JobEntry:
+    return JobEntry(job_id=job_id, body=b'{"model": "m"}', **fields)  # type: ignore[arg-type] # strings only
+
+
+async def dead_letters(worker: BusWorker) -> list[dict[bytes, bytes]]:
+    rows: Reply = await worker.bus.call("XRANGE", worker.bus.keys.dead, "-", "+")
+    return [dict(zip(flat[::2], flat[1::2], strict=True)) for _, flat in rows]
+
+
+async def num_pending(worker: BusWorker) -> int:
+    replies = [
+        await worker.bus.call("XPENDING", stream, TARGET_GROUP)
+        for stream in worker.bus.keys.all_jobs
+    ]
+    return sum(reply[0] for reply in replies)
+
+
+async def test_urgent_jobs_come_first_and_never_more_than_asked(worker: BusWorker) -> None:
+    """High before normal before low, oldest first, at most `count`."""
+    for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH):
+        for number in range(2):
+            await worker.jobs.submit(entry(f"{priority}{number}"), priority)
+    taken = [
+        [delivery.fields[b"id"].decode() for delivery in await worker.fetch(count)]
+        for count in (3, 0, 1, 9)
+    ]
+    assert taken == [["high0", "high1", "normal0"], [], ["normal1"], ["low0", "low1"]]
+
+
+async def test_a_fetch_waits_for_the_first_job(worker: BusWorker, other: BusWorker) -> None:
+    """A blocked fetch wakes up as soon as a job is queued, in whichever stream."""
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        fetch = tasks.create_task(worker.jobs.fetch(4, block_s=9.0))
+        await until(lambda: _is_blocked(other))
+        await other.jobs.submit(entry("j"), Priority.LOW)
+    (delivery,) = fetch.result()
+    assert parse_entry(delivery.entry_id, delivery.fields) == entry("j")
+
+
+async def _is_blocked(worker: BusWorker) -> bool:
+    clients: bytes = await worker.bus.call("INFO", "clients")
+    return b"blocked_clients:0" not in clients
+
+
+async def test_a_fetch_without_work_ends_in_time(worker: BusWorker) -> None:
+    """Nothing after `block_s`, and no busy loop meanwhile: one look before the wait, one after."""
+    calls = await _num_calls(worker)
+    assert await worker.jobs.fetch(1, block_s=0.3) == []
+    assert await _num_calls(worker) - calls == 2
+
+
+async def _num_calls(worker: BusWorker) -> int:
+    info: bytes = await worker.bus.call("INFO", "commandstats")
+    return int(info.split(b"cmdstat_fcall:calls=")[1].split(b",")[0])
+
+
+async def test_a_cancelled_fetch_loses_nothing(worker: BusWorker) -> None:
+    """Whenever the caller gives up, every job comes out of the next fetches exactly once."""
+    seen: list[str] = []
+    for number in range(40):
+        await worker.submit(f"j{number}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.0002 * (number % 8)):
+                seen += [d.entry_id for d in await worker.jobs.fetch(1, block_s=1.0)]
+    while deliveries := await worker.fetch(7):
+        seen += [delivery.entry_id for delivery in deliveries]
+    assert len(seen) == len(set(seen)) == 40
+
+
+async def test_a_worker_without_a_heartbeat_gets_nothing(worker: BusWorker) -> None:
+    """It would lose the job to a rescuer at once; with the heartbeat back it gets the job."""
+    await worker.submit("j")
+    await worker.die()
+    assert await worker.jobs.fetch(1, block_s=0.1) == []
+    await worker.beat()
+    assert len(await worker.fetch()) == 1
+
+
+async def test_a_restarted_process_finds_what_it_held(worker: BusWorker) -> None:
+    """Entries pending under its name are given out once, before new ones."""
+    for job_id in ("old", "new"):
+        await worker.submit(job_id)
+    await worker.fetch(1)
+    queue = JobQueue(worker.bus)
+    found = [d.fields[b"id"] for _ in range(2) for d in await queue.fetch(1, block_s=0.0)]
+    assert found == [b"old", b"new"]
+    assert await queue.fetch(9, block_s=0.0) == []
+
+
+async def test_an_entry_deleted_by_somebody_is_dropped(worker: BusWorker) -> None:
+    """What is pending but not there any more is acked, not waited for."""
+    entry_id = await worker.submit("j")
+    await worker.fetch()
+    await worker.bus.call("XDEL", worker.bus.keys.jobs(), entry_id)
+    assert await JobQueue(worker.bus).fetch(1, block_s=0.0) == []
+    assert await num_pending(worker) == 0
+
+
+async def test_a_job_submitted_twice_is_one_job(worker: BusWorker) -> None:
+    """The same id and body: one entry. The same id with another body: an error that says so."""
+    first = await worker.jobs.submit(entry("j"))
+    assert await worker.jobs.submit(entry("j")) == first
+    assert await worker.bus.call("XLEN", worker.bus.keys.jobs()) == 1
+    with pytest.raises(ClientError, match="another request") as caught:
+        await worker.jobs.submit(JobEntry(job_id="j", body=b"other"))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (409, "id_reused", "id")
+
+
+async def test_a_second_raw_entry_of_a_job_is_dropped(worker: BusWorker) -> None:
+    """Two XADDs with one idempotency key: one job; the second entry is acked away."""
+    fields = ("idem", "key-1", "body", "{}")
+    for _ in range(2):
+        await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", *fields)
+    first, second = await worker.fetch(2)
+    claim = await worker.claim(first)
+    assert claim is not None
+    assert await worker.claim(second) is None
+    assert await num_pending(worker) == 1
+    await worker.append(claim, done())
+    await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", *fields)
+    (third,) = await worker.fetch()
+    assert await worker.claim(third) is None
+    assert await num_pending(worker) == 0
+
+
+async def test_a_raw_entry_is_a_job_named_after_itself(worker: BusWorker) -> None:
+    """`XADD jobs * body …` is enough; gateway, tenant and deadline are remembered at the claim."""
+    raw = ("body", "{}", "tenant", "t", "reply", "gateway:g", "deadline_ms", "99")
+    entry_id: bytes = await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", *raw)
+    claim = await worker.take()
+    assert claim.job_id == entry_id.decode()
+    info = await worker.log.info(claim.job_id)
+    assert info is not None
+    assert (info.body, info.tenant, info.reply) == (b"{}", "t", "gateway:g")
+
+
+async def test_the_seed_is_recorded_once(worker: BusWorker, other: BusWorker) -> None:
+    """All 64 bits survive, and a second owner gets the first one's."""
+    await worker.submit("j")
+    assert (await worker.take()).seed == SEED
+    await worker.die()
+    (delivery,) = await other.rescue()
+    job = parse_entry(delivery.entry_id, delivery.fields)
+    claim = await other.jobs.claim(delivery, job, seed=7, num_choices=1)
+    assert claim is not None
+    assert claim.seed == SEED
+
+
+async def test_what_another_worker_rescued_cannot_be_claimed(
+    worker: BusWorker, other: BusWorker
+) -> None:
+    """A worker that slept between fetch and claim leaves the job to its new owner."""
+    await worker.submit("j")
+    (delivery,) = await worker.fetch()
+    await worker.die()
+    (rescued,) = await other.rescue()
+    assert await other.claim(rescued) is not None
+    assert await worker.claim(delivery) is None
+    info = await other.log.info("j")
+    assert info is not None
+    assert (info.owner, info.epoch) == ("target:b", 1)
+
+
+async def test_only_the_dead_are_robbed(worker: BusWorker, other: BusWorker) -> None:
+    """However long an entry is pending, it stays with a worker that has a heartbeat."""
+    await worker.submit("j")
+    claim = await worker.take()
+    await until(lambda: _uptime_is_enough(worker))
+    stream, entry_id = claim.stream, claim.entry_id
+    hour_ms = ("IDLE", 3_600_000, "JUSTID")
+    await worker.bus.call("XCLAIM", stream, TARGET_GROUP, "target:a", 0, entry_id, *hour_ms)
+    assert await other.jobs.rescue(9) == []
+    await worker.die()
+    assert [d.entry_id for d in await other.jobs.rescue(9)] == [entry_id]
+    await other.die()
+    assert await other.jobs.rescue(9) == []
+
+
+async def _uptime_is_enough(worker: BusWorker) -> bool:
+    info: bytes = await worker.bus.call("INFO", "server")
+    return int(info.split(b"uptime_in_seconds:")[1].split()[0]) >= 4
+
+
+async def test_a_server_that_just_started_robs_nobody(
+    start_worker: StartWorker, own_server: Server
+) -> None:
+    """After a restart the heartbeats are gone, not the workers: for one lease nothing is taken."""
+    worker = await start_worker("target:a", url=own_server.url)
+    other = await start_worker("target:b", url=own_server.url)
+    await worker.submit("j")
+    await worker.take()
+    own_server.restart()
+    await worker.die()
+    await other.beat()
+    assert await other.jobs.rescue(1) == []
+    await other.beat()
+    await until(lambda: _uptime_is_enough(other))
+    await other.beat()
+    assert len(await other.jobs.rescue(1)) == 1
+
+
+async def test_two_rescuers_share_what_is_left(start_worker: StartWorker) -> None:
+    """Racing rescuers get every entry once between them."""
+    dead, *rescuers = [await start_worker(f"target:{name}") for name in "abc"]
+    for number in range(30):
+        await dead.submit(f"j{number}")
+    assert len(await dead.fetch(30)) == 30
+    await dead.die()
+    await until(lambda: _uptime_is_enough(dead))
+    takes: list[list[Delivery]] = []
+    for _ in range(6):
+        takes += await asyncio.gather(*(rescuer.jobs.rescue(3) for rescuer in rescuers))
+    entries = [delivery.entry_id for deliveries in takes for delivery in deliveries]
+    assert len(entries) == len(set(entries)) == 30
+
+
+async def test_a_job_handed_back_wakes_the_next_worker(worker: BusWorker, other: BusWorker) -> None:
+    """At once, ahead of the queue, with its seed and log, and without counting as a delivery."""
+    await worker.submit("j", tenant="t")
+    claim = await worker.take()
+    await worker.append(claim, tokens(0, 1))
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        fetch = tasks.create_task(other.jobs.fetch(1, block_s=9.0))
+        await until(lambda: _is_blocked(other))
+        await worker.jobs.hand_back(claim)
+    (delivery,) = fetch.result()
+    taken = await other.claim(delivery)
+    assert taken is not None
+    assert (taken.job_id, taken.deliveries, taken.lengths, taken.seed) == ("j", 1, (1,), SEED)
+    assert parse_entry(delivery.entry_id, delivery.fields).tenant == "t"
+    assert (await worker.append(claim, tokens(1, 2))).status == "fenced"
+    await worker.jobs.hand_back(claim)  # a repeat, too late: nothing happens
+    assert (await other.append(taken, tokens(1, 2))).status == "ok"
+    assert await num_pending(worker) == 1
+
+
+async def test_a_job_that_kills_its_workers_is_set_aside(start_worker: StartWorker) -> None:
+    """After MAX_DELIVERIES claims the next one ends the job, visibly, and keeps a copy."""
+    workers = [await start_worker(f"target:{number}") for number in range(MAX_DELIVERIES + 1)]
+    await workers[0].submit("j")
+    await workers[0].take()
+    for dead, rescuer in itertools.pairwise(workers):
+        await dead.die()
+        (delivery,) = await rescuer.rescue()
+        claim = await rescuer.claim(delivery)
+    assert claim is None
+    last = workers[-1]
+    (record,) = await last.records("j")
+    assert isinstance(record, Failed)
+    assert (record.code, record.status) == ("too_many_deliveries", 500)
+    (letter,) = await dead_letters(last)
+    assert (letter[b"id"], letter[b"reason"]) == (b"j", b"too_many_deliveries")
+    assert await num_pending(last) == 0
+    info = await last.log.info("j")
+    assert info is not None
+    assert info.state is JobState.FAILED
+
+
+HOSTILE = {
+    "no body": {"id": "j"},
+    "id of bytes": {"id": b"\xff\xfe", "body": "{}"},
+    "id with braces": {"id": "a}b{", "body": "{}"},
+    "id too long": {"id": "x" * 129, "body": "{}"},
+    "body too large": {"id": "j", "body": b"x" * (MAX_BODY_BYTES + 1)},
+    "other version": {"v": "2", "id": "j", "body": "{}"},
+    "deadline": {"id": "j", "body": "{}", "deadline_ms": "soon"},
+    "reply with spaces": {"id": "j", "body": "{}", "reply": "gateway:g * m x"},
+    "only noise": {b"\x00\xff": b"\xff" * 1_000},
+}
+
+
+@pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE.keys())
+async def test_a_hostile_entry_is_set_aside(
+    worker: BusWorker, fields: dict[str | bytes, str | bytes]
+) -> None:
+    """It goes to the dead letters, the log it names ends with an error, and others go on."""
+    flat = [part for field in fields.items() for part in field]
+    await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", *flat)
+    await worker.submit("good")
+    bad, good = await worker.fetch(2)
+    with pytest.raises(ClientError) as caught:
+        parse_entry(bad.entry_id, bad.fields)
+    error = Failed(caught.value.code, caught.value.message, caught.value.param, 400)
+    await worker.jobs.bury(bad, reason="unreadable", error=error)
+    await worker.jobs.bury(bad, reason="unreadable", error=error)  # a repeat
+    (letter,) = await dead_letters(worker)
+    assert letter[b"reason"] == b"unreadable"
+    assert letter[b"entry"].decode() == bad.entry_id
+    assert len(letter[b"body"]) <= DEAD_BODY_BYTES
+    assert int(letter[b"body_bytes"]) == len(fields.get("body", ""))
+    if letter[b"id"]:
+        assert await worker.records(letter[b"id"].decode()) == [error]
+    assert await worker.claim(good) is not None
+    assert await num_pending(worker) == 1
+
+
+async def test_a_hostile_entry_cannot_end_another_job(worker: BusWorker) -> None:
+    """A bad entry that borrows a running job's id is set aside alone."""
+    await worker.submit("j")
+    claim = await worker.take()
+    await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", "id", "j", "v", "9", "body", "{}")
+    (bad,) = await worker.fetch()
+    await worker.jobs.bury(bad, reason="unreadable", error=Failed("x", "y"))
+    assert await worker.records("j") == []
+    assert (await worker.append(claim, tokens(0, 1))).status == "ok"
+
+
+async def test_an_owner_may_bury_its_own_job(worker: BusWorker, other: BusWorker) -> None:
+    """A job that its owner finds hopeless ends with the error; nobody else can do that to it."""
+    await worker.submit("j")
+    (delivery,) = await worker.fetch()
+    await worker.claim(delivery)
+    await worker.jobs.bury(delivery, reason="hopeless", error=Failed("x", "y"))
+    assert await worker.records("j") == [Failed("x", "y")]
+    await worker.submit("k")
+    (delivery,) = await worker.fetch()
+    await worker.claim(delivery)
+    await other.jobs.bury(delivery, reason="none of its business", error=Failed("x", "y"))
+    assert await worker.records("k") == []
+
+
+@pytest.mark.parametrize("key", ["job", "log"])
+async def test_a_job_whose_keys_are_taken_is_set_aside(worker: BusWorker, key: str) -> None:
+    """Keys of another type under the job's name: dead letter, no error for the worker."""
+    keys = worker.bus.keys
+    await worker.bus.call("SET", keys.job("j") if key == "job" else keys.log("j"), "mine")
+    await worker.bus.call("XADD", keys.jobs(), "*", "id", "j", "body", "{}")
+    (delivery,) = await worker.fetch()
+    assert await worker.claim(delivery) is None
+    (letter,) = await dead_letters(worker)
+    assert letter[b"reason"] == b"keys_in_use"
+    assert await num_pending(worker) == 0
+
+
+async def test_finished_entries_are_trimmed_and_the_lag_stays_a_number(worker: BusWorker) -> None:
+    """Trimming stops before the oldest unfinished entry; autoscaling still reads the lag."""
+    for number in range(6):
+        await worker.submit(f"j{number}")
+    claims: list[Claim] = [await worker.take() for _ in range(4)]
+    await worker.append(claims[0], done())
+    await worker.append(claims[2], done())
+    await worker.jobs.trim()
+    stream = worker.bus.keys.jobs()
+    assert await worker.bus.call("XLEN", stream) == 5  # only j0: j1 is still running
+    assert await _lag(worker) == await worker.jobs.waiting() == 2
+    await worker.append(claims[1], done())
+    await worker.append(claims[3], done())
+    await worker.jobs.trim()
+    assert await worker.bus.call("XLEN", stream) == 2
+    assert await _lag(worker) == await worker.jobs.waiting() == 2
+    for _ in range(2):
+        await worker.append(await worker.take(), done())
+    await worker.jobs.trim()
+    assert await worker.bus.call("XLEN", stream) == 0
+    assert await _lag(worker) == 0
+    await worker.submit("late")
+    assert await _lag(worker) == 1
+
+
+async def _lag(worker: BusWorker) -> int | None:
+    (row,) = await worker.bus.call("XINFO", "GROUPS", worker.bus.keys.jobs())
+    lag: int | None = dict(zip(row[::2], row[1::2], strict=True))[b"lag"]
+    return lag
+
+
+async def test_trimming_spares_what_another_group_has_not_seen(worker: BusWorker) -> None:
+    """A group of the user's own keeps its entries."""
+    await worker.submit("j")
+    await worker.bus.call("XGROUP", "CREATE", worker.bus.keys.jobs(), "audit", "0")
+    await worker.append(await worker.take(), done())
+    await worker.jobs.trim()
+    assert await worker.bus.call("XLEN", worker.bus.keys.jobs()) == 1
+
+
+async def test_waiting_counts_jobs_before_any_worker_came(bus: Bus) -> None:
+    """Without a group everything waits; without a stream nothing does."""
+    queue = JobQueue(bus)
+    assert await queue.waiting() == 0
+    await queue.submit(entry("a"))
+    await queue.submit(entry("b"), Priority.LOW)
+    assert await queue.waiting() == 2
+
+
+async def test_the_group_is_made_again_from_the_start(worker: BusWorker) -> None:
+    """A group destroyed under the worker's feet comes back with the jobs it had not finished."""
+    await worker.submit("j")
+    (delivery,) = await worker.fetch()
+    await worker.bus.call("XGROUP", "DESTROY", worker.bus.keys.jobs(), TARGET_GROUP)
+    assert await worker.claim(delivery) is None
+    (again,) = await worker.fetch()
+    assert again == delivery
+    assert isinstance(again, Delivery)
+    assert await worker.claim(again) is not None
