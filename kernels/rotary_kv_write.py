@@ -7,29 +7,10 @@ The two numbers of a pair lie side by side (Hugging Face stores them half a head
 permutes the weights), so that one complex multiplication turns all heads.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
-    """How one row of the fused projection divides into heads: queries, keys, values."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-    @property
-    def num_rotated(self) -> int:
-        """Queries and keys."""
-        return self.num_heads + self.num_kv_heads
-
-    @property
-    def num_all(self) -> int:
-        """Queries, keys and values."""
-        return self.num_heads + 2 * self.num_kv_heads
+from kernels.head_layout import HeadLayout, LayerCache
 
 
 def turns_of(table: Tensor, positions: Tensor, layout: HeadLayout) -> Tensor:
@@ -48,17 +29,8 @@ def turns_of(table: Tensor, positions: Tensor, layout: HeadLayout) -> Tensor:
     return turns
 
 
-@dataclass(frozen=True, slots=True)
-class KvSlots:
-    """Where one layer's new keys and values go."""
-
-    keys: Tensor  # [slots, num_kv_heads, head_dim] float32
-    values: Tensor  # the same
-    slot_mapping: Tensor  # [T] int64
-
-
 def rotary_kv_write_reference(
-    qkv: Tensor, turns: Tensor, layout: HeadLayout, slots: KvSlots
+    qkv: Tensor, turns: Tensor, layout: HeadLayout, cache: LayerCache, slot_mapping: Tensor
 ) -> Tensor:
     """Turn queries and keys and write keys and values. `qkv` is used up.
 
@@ -66,16 +38,16 @@ def rotary_kv_write_reference(
         qkv: [T, (queries + keys + values) x head_dim] float32, contiguous.
         turns: what `turns_of` made for these rows.
         layout: of the rows.
-        slots: the layer's cache and a slot a row.
+        cache: where keys and values go.
+        slot_mapping: [T] int64, a slot a row.
 
     Returns:
         [T, num_heads, head_dim] float32, a view of `qkv`.
     """
-    heads = qkv.view(-1, layout.num_all, layout.head_dim)
     torch.view_as_complex(qkv.view(-1, layout.num_all, layout.head_dim // 2, 2)).mul_(turns)
-    num_kv_heads = layout.num_kv_heads
-    keys = heads.narrow(1, layout.num_heads, num_kv_heads)
-    slots.keys.index_copy_(0, slots.slot_mapping, keys)
-    values = heads.narrow(1, layout.num_rotated, num_kv_heads)
-    slots.values.index_copy_(0, slots.slot_mapping, values)
+    heads = qkv.view(-1, layout.num_all, layout.head_dim)
+    keys = heads.narrow(1, layout.num_heads, layout.num_kv_heads)
+    cache.keys.index_copy_(0, slot_mapping, keys)
+    values = heads.narrow(1, layout.num_rotated, layout.num_kv_heads)
+    cache.values.index_copy_(0, slot_mapping, values)
     return heads.narrow(1, 0, layout.num_heads)

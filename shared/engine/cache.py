@@ -6,8 +6,8 @@ Knows nothing of sequences: who owns which block is `shared.engine.blocks`.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from kernels.head_layout import LayerCache
 from shared.engine.config import ModelConfig
 
 
@@ -19,11 +19,10 @@ class PagedCache:
     """
 
     def __init__(self, config: ModelConfig, *, num_blocks: int, block_size: int) -> None:
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        layers = range(config.num_layers)
-        # Zeros, not left as found: padding is masked, but a NaN times nothing is still a NaN.
-        self.keys: list[Tensor] = [torch.zeros(shape) for _ in layers]
-        self.values: list[Tensor] = [torch.zeros(shape) for _ in layers]
+        self.layers = tuple(
+            LayerCache.allocate(num_blocks, block_size, config.layout)
+            for _ in range(config.num_layers)
+        )
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -32,5 +31,6 @@ class PagedCache:
         if not copies:
             return
         sources, destinations = torch.tensor(copies).unbind(1)
-        for cache in (*self.keys, *self.values):
-            cache.index_copy_(0, destinations, cache.index_select(0, sources))
+        for layer in self.layers:
+            for blocks in (layer.key_blocks, layer.value_blocks):
+                blocks.index_copy_(0, destinations, blocks.index_select(0, sources))

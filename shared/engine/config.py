@@ -7,6 +7,7 @@ is refused here: a model that would run but be wrong is worse than one that does
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.head_layout import HeadLayout
 from shared.common.errors import ConfigError
 from shared.engine.fields import Fields
 from shared.engine.rope import RopeConfig, rope_config
@@ -44,9 +45,9 @@ class ModelConfig:
     is_embedding_tied: bool
 
     @property
-    def group_size(self) -> int:
-        """Query heads that share one key and value head."""
-        return self.num_heads // self.num_kv_heads
+    def layout(self) -> HeadLayout:
+        """The heads, as the kernels see them."""
+        return HeadLayout(self.num_heads, self.num_kv_heads, self.head_dim)
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelConfig":

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.linear import add_linear_reference, linear_reference
 from kernels.paged_attention import AttentionGroup, paged_attention_reference
 from kernels.rms_norm import rms_norm_reference
-from kernels.rotary_kv_write import HeadLayout, KvSlots, rotary_kv_write_reference, turns_of
+from kernels.rotary_kv_write import rotary_kv_write_reference, turns_of
 from kernels.silu_mul import silu_mul_reference
 from shared.engine.cache import PagedCache
 from shared.engine.config import ModelConfig
@@ -36,9 +36,9 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: ModelWeights, cache: PagedCache) -> None:
         self._config = config
         self._weights = weights
-        self._layout = HeadLayout(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._layout = config.layout
         self._rope_table = rope_table(config.rope, config.head_dim, config.max_model_len)
-        self._keys, self._values = cache.keys, cache.values
+        self._cache = cache.layers
 
     def forward(self, batch: Batch) -> Tensor:
         """Write keys and values of all rows; logits [rows asked for, V] float32."""
@@ -67,8 +67,7 @@ class Decoder:
             heads = qkv.view(len(qkv), self._layout.num_all, self._layout.head_dim)
             rotated = heads.narrow(1, 0, self._layout.num_rotated)
             rotated.copy_(rms_norm_reference(rotated, layer.qk_norm))
-        keys, values = self._keys[index], self._values[index]
-        slots = KvSlots(keys.flatten(0, 1), values.flatten(0, 1), batch.slot_mapping)
-        queries = rotary_kv_write_reference(qkv, turns, self._layout, slots)
+        cache = self._cache[index]
+        queries = rotary_kv_write_reference(qkv, turns, self._layout, cache, batch.slot_mapping)
         window = self._config.windows[index]
-        return paged_attention_reference(queries, keys, values, batch.plan, window)
+        return paged_attention_reference(queries, cache, batch.plan, window)

@@ -158,7 +158,7 @@ class _Permutation:
     def queries(self, tensor: Tensor) -> Tensor:
         """[heads x D, ...]."""
         config = self.config
-        split = (config.num_kv_heads, config.group_size, 2, config.head_dim // 2)
+        split = (config.num_kv_heads, config.layout.group_size, 2, config.head_dim // 2)
         heads = tensor.view(*split, *tensor.shape[1:]).transpose(0, 1).transpose(2, 3)
         return heads.reshape(tensor.shape)
 
@@ -170,7 +170,7 @@ class _Permutation:
     def output(self, tensor: Tensor) -> Tensor:
         """[hidden, heads x D]."""
         config = self.config
-        split = (-1, config.num_kv_heads, config.group_size, config.head_dim)
+        split = (-1, config.num_kv_heads, config.layout.group_size, config.head_dim)
         return tensor.view(split).transpose(1, 2).reshape(tensor.shape)
 
 
