@@ -2,7 +2,6 @@
 
 import re
 import secrets
-from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -43,7 +42,7 @@ class Sockets:
     def __init__(self, desk: Desk, config: GatewayConfig) -> None:
         self._desk = desk
         self._config = config
-        self._open: WeakSet[Socket] = WeakSet()
+        self._open: set[Socket] = set()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/responses` with an upgrade."""
@@ -53,7 +52,10 @@ class Sockets:
                 self._desk.metrics.num_sockets_opened += 1
                 socket = Socket(self._desk, self._config, receive, send)
                 self._open.add(socket)
-                await socket.run()
+                try:
+                    await socket.run()
+                finally:
+                    self._open.discard(socket)
         except (ClientError, Unavailable) as error:
             await reject(send, error)
 

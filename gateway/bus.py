@@ -30,9 +30,9 @@ class GatewayBus:
         await self._queue.submit(entry)
 
     async def body(self, job_id: str) -> bytes | None:
-        """The stored body of a job."""
+        """The stored body of a job; None when it is unknown."""
         info = await self._log.info(job_id)
-        return None if info is None else info.body
+        return info.body or None if info else None
 
     async def exists(self, job_id: str) -> bool:
         """Whether the server knows a job."""

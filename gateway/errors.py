@@ -7,6 +7,7 @@ from starlette.responses import Response
 from shared.common.errors import ClientError, OutriderError, Unavailable
 from shared.protocol.records import Failed
 
+_BODY_UNREAD = (408, 413, 415)  # the rest of the body would be read only to be dropped
 STATUS_CLIENT_GONE = 499  # nobody reads it; access logs and metrics do
 _TYPES = {
     401: "authentication_error",
@@ -79,6 +80,8 @@ def of_exception(error: OutriderError) -> tuple[int, ErrorDetails, dict[str, str
 def response(error: OutriderError) -> Response:
     """The HTTP response for an error of ours."""
     status, found, headers = of_exception(error)
+    if status in _BODY_UNREAD:
+        headers["connection"] = "close"
     return Response(
         msgspec.json.encode(ErrorBody(found)), status, headers, media_type="application/json"
     )

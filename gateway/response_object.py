@@ -1,7 +1,5 @@
 """The `response` object of OpenAI's Responses API: one job, as far as its log goes."""
 
-from typing import Any
-
 from msgspec import Struct
 
 from gateway import errors, figures
@@ -40,6 +38,18 @@ class Failure(Struct, frozen=True):
     type: str
 
 
+class TextFormat(Struct, frozen=True):
+    """See TextSettings."""
+
+    type: str = "text"
+
+
+class TextSettings(Struct, frozen=True):
+    """The only format there is."""
+
+    format: TextFormat = TextFormat()
+
+
 class ResponseObject(Struct, frozen=True, kw_only=True):
     """What every client of the Responses API parses."""
 
@@ -65,7 +75,7 @@ class ResponseObject(Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool = False
     reasoning: None = None
     store: bool = True
-    text: dict[str, Any] = {"format": {"type": "text"}}
+    text: TextSettings = TextSettings()
     tool_choice: str = "none"
     tools: tuple[()] = ()
     truncation: str = "disabled"

@@ -46,6 +46,12 @@ class Server(uvicorn.Server):
         self.asked_to_stop = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None  # once it runs
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets=sockets)
+        listening = [found for server in self.servers for found in server.sockets]
+        _log.info("gateway_ready", addresses=[_address(found) for found in listening])
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop now."""
         del sig, frame
@@ -53,6 +59,11 @@ class Server(uvicorn.Server):
             self.should_exit = True
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self.asked_to_stop.set)
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"{host}:{port}"
 
 
 class Gateway:
@@ -111,6 +122,7 @@ class Gateway:
         Raises:
             ConfigError: the address cannot be listened on.
         """
+        is_listening = True
         self.server.loop = asyncio.get_running_loop()
         await self._roster.look()
         async with asyncio.TaskGroup() as tasks:
@@ -121,11 +133,13 @@ class Gateway:
             ]
             try:
                 await self.server.serve(sockets)
-            except SystemExit as error:  # uvicorn's way to say that it cannot listen
-                raise ConfigError(f"cannot listen on {self._config.host}") from error
+            except SystemExit:  # uvicorn's way to say that it cannot listen
+                is_listening = False
             finally:
                 for task in background:
                     task.cancel()
+        if not is_listening:
+            raise ConfigError(f"cannot listen on {self._config.host}:{self._config.port}")
 
     def stop(self) -> None:
         """Ask for a drain, as SIGTERM does."""

@@ -6,7 +6,7 @@ gateway.response_events with the lane's `stream_id`.
 """
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -138,8 +138,11 @@ class Socket:
     async def _take(self, work: Work, lane: str | None, tasks: asyncio.TaskGroup) -> None:
         if work.type == "response.cancel":
             frame = _decode(work.data, CancelFrame)
-            if not await self._desk.cancel(frame.response_id):
-                await self._desk.find(frame.response_id, code="response_not_found")
+            # Found first: cancelling an id that nobody has used would wait for its job.
+            job = await self._desk.find(
+                frame.response_id, code="response_not_found", param="response_id"
+            )
+            await self._desk.cancel(job.job_id)
             return
         if work.type not in ("response.create", "response.resume"):
             known = "response.create, response.cancel and response.resume"
@@ -215,7 +218,8 @@ class Socket:
     async def _close(self, code: int) -> None:
         if not self._is_closing:
             self._is_closing = True
-            await self._send({"type": "websocket.close", "code": code})
+            with suppress(OSError):  # the client was faster
+                await self._send({"type": "websocket.close", "code": code})
 
 
 class _Closed(Exception):

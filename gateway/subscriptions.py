@@ -56,6 +56,8 @@ class Subscription:
     ) -> None:
         self.job_id = job_id
         self.position = Position(num_choices)
+        # Offsets order the entries of one choice; only the log orders those of several.
+        self._is_provable = num_choices == 1
         self._log = log
         self._is_behind = is_behind
         self._observer = observer
@@ -69,7 +71,7 @@ class Subscription:
         """Take a record from the feed."""
         if self._observer is not None:
             self._observer(record)
-        if len(self._buffer) >= MAX_BUFFERED:
+        if len(self._buffer) >= MAX_BUFFERED or not self._is_provable:
             self.fall_behind()
         elif not self._is_behind:
             self._buffer.append((entry_id, record))
