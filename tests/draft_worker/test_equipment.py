@@ -1,0 +1,54 @@
+"""draft_worker/equipment.py: from settings to a drafter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from draft_worker.config import Config, DrafterKind
+from draft_worker.equipment import equip
+from draft_worker.model_drafter import ModelDrafter
+from draft_worker.ngram_drafter import NgramDrafter
+from shared.common.errors import ConfigError
+from tests.draft_worker.builders import make_request
+from tests.tiny_models import save_llama
+
+
+def test_a_model_drafter_is_ready_to_guess(tmp_path: Path) -> None:
+    """Loaded, warmed up, empty."""
+    equipment = equip(Config(model=save_llama(tmp_path / "tiny"), num_blocks=32))
+    drafter = equipment.drafter
+    assert isinstance(drafter, ModelDrafter)
+    assert (equipment.name, equipment.max_model_len, equipment.vocab_size) == ("tiny", 512, 320)
+    assert len(equipment.vocabulary or "") == 64
+    assert (drafter.usage, drafter.sessions) == (0.0, {})
+    assert drafter.open(make_request())
+    assert drafter.step()
+
+
+def test_the_n_gram_drafter_takes_a_vocabulary_or_any(tmp_path: Path) -> None:
+    """With a model directory it serves that vocabulary alone."""
+    free = equip(Config(drafter=DrafterKind.NGRAM))
+    bound = equip(Config(drafter=DrafterKind.NGRAM, model=save_llama(tmp_path / "tiny")))
+    assert isinstance(free.drafter, NgramDrafter)
+    assert free.vocabulary is None
+    assert bound.vocabulary is not None
+
+
+@pytest.mark.parametrize("model", [None, Path("/nowhere")], ids=["missing", "absent"])
+def test_a_model_that_is_not_there_is_the_operators_fault(model: Path | None) -> None:
+    """Said by name, before anything is connected."""
+    with pytest.raises(ConfigError, match="model"):
+        equip(Config(model=model))
+
+
+def test_the_n_gram_drafter_starts_without_torch() -> None:
+    """A machine without torch can run it."""
+    program = (
+        "import sys; from draft_worker.__main__ import main; "
+        "from draft_worker.config import Config, DrafterKind; "
+        "from draft_worker.equipment import equip; "
+        "equip(Config(drafter=DrafterKind.NGRAM)); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
