@@ -12,9 +12,8 @@ import numpy as np
 
 _MEMORY = 0.99  # weight of all earlier rounds when a new one is added: about the last 100 count
 _FIT_EVERY = 8  # rounds; a fit costs some 20 us
-_PROFILE_WEIGHT = (
-    1.0  # rounds as wide as the prices themselves that the profile's proportions count
-)
+_PROFILE_WEIGHT = 0.1  # how much the proportions of the profile count against some 100 rounds
+_LOOSE_SHARE = 0.2  # of a round: a price below this may still move as if it were so high
 _MIN_SHARE = 0.005  # of a round, of each price: none is free, or a plan would take all of it
 _OUTLIER = 4.0  # a round that the system held up counts at most so many times the expected
 
@@ -72,10 +71,12 @@ class RoundCost:
         one, n, r, nn, nr, rr, t, nt, rt, profiled_s = self._sums
         prior = np.array(self._profiled) * (t / profiled_s)
         mean_s = t / one
-        pull = _PROFILE_WEIGHT * (mean_s / prior) ** 2  # each price may move in proportion
         squares = np.array(((one, n, r), (n, nn, nr), (r, nr, rr)))
-        solved = np.linalg.solve(squares + np.diag(pull), np.array((t, nt, rt)) + pull * prior)
         mean_features = squares[0] / one
+        # Each price may move in proportion to itself.
+        width = np.maximum(prior, _LOOSE_SHARE * mean_s / mean_features)
+        pull = _PROFILE_WEIGHT * (mean_s / width) ** 2
+        solved = np.linalg.solve(squares + np.diag(pull), np.array((t, nt, rt)) + pull * prior)
         prices = np.maximum(solved, _MIN_SHARE * mean_s / mean_features)
         self._prices = (prices * (mean_s / float(mean_features @ prices))).tolist()
 

@@ -7,6 +7,8 @@ whatever happens here, the text stays the same.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from shared.common.clock import Clock
 from shared.protocol.limits import MAX_SPECULATIVE_TOKENS
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, DraftRequest, Verdict
@@ -19,6 +21,8 @@ from target_worker.outcome import Outcome
 from target_worker.rounds import Verified
 from target_worker.scheduler import Row, Scheduler
 from target_worker.session import Session
+
+_log = structlog.get_logger()
 
 SETTLE_S = 0.05  # after drafters were sent away, until rounds count as undisturbed
 RAMP_S = 0.3  # after they were asked, until rounds count although some have not answered
@@ -60,6 +64,7 @@ class Speculation:
         if mode is not self._mode:
             self._mode = mode
             self._switched_s = now_s
+            _log.info("speculation_switched", mode=mode, num_streams=len(rows))
         for row in rows:
             self._tend(row.session, now_s, outcome)
         self._offers = [[] if mode is Mode.PLAIN else _offer(row) for row in rows]
