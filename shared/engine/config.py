@@ -122,7 +122,7 @@ def _windows(fields: Fields, model_type: str, num_layers: int) -> tuple[int | No
         return tuple(window if layer >= first else None for layer in range(num_layers))
     kinds = {"full_attention": None, "sliding_attention": window}
     is_list = isinstance(layer_types, list) and len(layer_types) == num_layers
-    if not is_list or any(kind not in kinds for kind in layer_types):
+    if not is_list or not all(isinstance(kind, str) and kind in kinds for kind in layer_types):
         raise fields.wrong("layer_types", f"{num_layers} of {', '.join(kinds)}")
     return tuple(kinds[kind] for kind in layer_types)
 

@@ -112,13 +112,14 @@ def _files(directory: Path) -> list[Path]:
         found = f"; found {others[0]}, which can run code when opened" if others else ""
         raise ConfigError(f"{directory}: no {SINGLE_FILE} or {INDEX_FILE}{found}")
     index = Fields.read(directory / INDEX_FILE)
-    names = sorted(set(index.nested("weight_map").values.values()), key=str)
-    for name in names:
+    names: set[str] = set()
+    for name in index.nested("weight_map").values.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise ConfigError(f"{index.path}: shard {name!r} is not a file name beside the index")
         if not (directory / name).is_file():
             raise ConfigError(f"{index.path}: shard {name} is missing")
-    return [directory / name for name in names]
+        names.add(name)
+    return [directory / name for name in sorted(names)]
 
 
 def _is_ignored(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
