@@ -35,6 +35,12 @@ class Candidates:
     pruned: Values | None = None  # the whole row, where tokens far behind were left out
 
     @property
+    def needs_noise(self) -> bool:
+        """Whether noise can decide anything."""
+        is_open = len(self.token_ids) > 1 or self.pruned is not None
+        return is_open and self.params.temperature > 0
+
+    @property
     def best(self) -> int:
         """The token with the highest score, the lowest id on ties."""
         return int(self.token_ids[self.scores.argmax()])
@@ -83,7 +89,7 @@ def find_candidates(
 
 def add_noise(batch: Sequence[Candidates], num: int) -> None:
     """Make scores final, so that the best `num` tokens of each row are right."""
-    waiting = [row for row in batch if row.params.temperature > 0 and len(row.token_ids) > 1]
+    waiting = [row for row in batch if row.needs_noise]
     short = [row for row in waiting if len(row.token_ids) <= _SHORT]
     if short:
         _draw_together(short)

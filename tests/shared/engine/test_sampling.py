@@ -1,7 +1,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from kernels.gumbel import gumbel_reference
 from shared.engine.sampling import (
     Row,
     UnusableLogits,
@@ -22,131 +21,34 @@ from shared.engine.sampling import (
     verify,
 )
 from shared.protocol.sampling import SamplingParams
+from tests.reference_sampler import (
+    adjusted,
+    all_logits,
+    all_rows,
+    kept_probabilities,
+    random_logits,
+    slow_sample,
+    tensor,
+)
 
 VOCAB_SIZES = [1, 63, 1009, 4096]
 
 
-def adjusted(logits: Sequence[float], row: Row) -> list[float]:
-    """Penalties, bias and min_tokens by the book, one token after another."""
-    params, output = row.params, list(row.token_ids)[row.prompt_len :]
-    seen, counts = set(row.token_ids), Counter(output)
-    bias = dict(params.logit_bias)
-    result = []
-    for token_id, logit in enumerate(logits):
-        value = logit
-        if token_id in seen:
-            penalty = params.repetition_penalty
-            value = value / penalty if value > 0 else value * penalty
-        if counts[token_id]:
-            count = counts[token_id]
-            value -= params.presence_penalty + params.frequency_penalty * count
-        value += bias.get(token_id, 0.0)
-        if len(output) < params.min_tokens and token_id in params.stop_token_ids:
-            value = -math.inf
-        result.append(value)
-    return result
-
-
-def kept_probabilities(values: Sequence[float], params: SamplingParams) -> dict[int, float]:
-    """The exact distribution after temperature and filters, by sorting and summing."""
-    best = max(values)
-    scaled = {i: (value - best) / params.temperature for i, value in enumerate(values)}
-    kept = {i: value for i, value in scaled.items() if value > -math.inf}
-    if params.top_k:
-        edge = sorted(scaled.values(), reverse=True)[: params.top_k][-1]
-        kept = {i: value for i, value in kept.items() if value >= edge}
-    if params.top_p < 1:
-        total, mass = sum(map(math.exp, sorted(kept.values(), reverse=True))), 0.0
-        for edge in sorted(kept.values(), reverse=True):
-            mass += math.exp(edge)
-            if mass >= params.top_p * total:
-                break
-        kept = {i: value for i, value in kept.items() if value >= edge}
-    if params.min_p:
-        kept = {i: value for i, value in kept.items() if value >= math.log(params.min_p)}
-    total = math.fsum(map(math.exp, kept.values()))
-    return {i: math.exp(value) / total for i, value in kept.items()}
-
-
-def slow_sample(logits: NDArray[np.float32], row: Row) -> int:
-    """The definition, token by token."""
-    values = adjusted([float(value) for value in logits], row)
-    if row.params.temperature == 0:
-        return values.index(max(values))
-    best = max(values)
-    everyone = np.arange(len(values), dtype=np.uint64)
-    noise = gumbel_reference(row.params.seed, len(row.token_ids), everyone)
-    scores = {
-        i: (values[i] - best) / row.params.temperature + float(noise[i])
-        for i in kept_probabilities(values, row.params)
-    }
-    return max(scores, key=lambda i: (scores[i], -i))
-
-
-def random_logits(vocab_size: int, seed: int, spread: float = 4.0) -> NDArray[np.float32]:
-    generator = np.random.default_rng(seed)
-    return (generator.standard_normal(vocab_size) * spread).astype(np.float32)
-
-
-def tensor(*rows: NDArray[np.float32]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(rows))
-
-
-@st.composite
-def all_params(draw: st.DrawFn, vocab_size: int) -> SamplingParams:
-    """Parameters of every kind; most of them off most of the time."""
-
-    def maybe(off: float, strategy: st.SearchStrategy[float]) -> float:
-        return draw(st.one_of(st.just(off), strategy))
-
-    token_id = st.integers(0, vocab_size + 2)
-    return SamplingParams(
-        seed=draw(st.integers(0, 2**64 - 1)),
-        temperature=draw(st.sampled_from([0.0, 1e-3, 0.7, 1.0, 2.0])),
-        top_k=draw(st.sampled_from([0, 0, 1, 5, 50, vocab_size, vocab_size + 1])),
-        top_p=maybe(1.0, st.floats(1e-6, 1.0)),
-        min_p=maybe(0.0, st.floats(0.0, 1.0)),
-        repetition_penalty=maybe(1.0, st.floats(0.5, 2.0)),
-        presence_penalty=maybe(0.0, st.floats(-2.0, 2.0)),
-        frequency_penalty=maybe(0.0, st.floats(-2.0, 2.0)),
-        logit_bias=tuple(draw(st.dictionaries(token_id, st.floats(-100, 100), max_size=3)).items()),
-        min_tokens=draw(st.sampled_from([0, 0, 3])),
-        stop_token_ids=tuple(draw(st.lists(token_id, max_size=2))) if vocab_size > 3 else (),
-    )
-
-
-@st.composite
-def rows(draw: st.DrawFn, vocab_size: int) -> Row:
-    token_ids = draw(st.lists(st.integers(0, min(vocab_size - 1, 9)), min_size=1, max_size=12))
-    return Row(draw(all_params(vocab_size)), token_ids, draw(st.integers(1, len(token_ids))))
-
-
-@st.composite
-def logits_rows(draw: st.DrawFn, vocab_size: int) -> NDArray[np.float32]:
-    """Continuous values, or few levels so that ties abound; sometimes with tokens masked."""
-    logits = random_logits(vocab_size, draw(st.integers(0, 10_000)), draw(st.floats(0.1, 10.0)))
-    if draw(st.booleans()):
-        logits = np.round(logits).astype(np.float32)
-    if draw(st.booleans()):
-        logits[1::3] = -np.inf
-    return logits
-
-
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_the_sampler_follows_its_definition(vocab_size: int, data: st.DataObject) -> None:
     """Whatever the parameters, the same token as the slow way, bit for bit."""
-    row = data.draw(rows(vocab_size))
-    logits = data.draw(logits_rows(vocab_size))
+    row = data.draw(all_rows(vocab_size))
+    logits = data.draw(all_logits(vocab_size))
     assert sample(tensor(logits), [row]) == [slow_sample(logits, row)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_the_batch_does_not_matter(data: st.DataObject) -> None:
     """A row's token is the same alone, among others, and in any order."""
-    batch = [(data.draw(logits_rows(63)), data.draw(rows(63))) for _ in range(4)]
+    batch = [(data.draw(all_logits(63)), data.draw(all_rows(63))) for _ in range(4)]
     alone = [sample(tensor(logits), [row])[0] for logits, row in batch]
     order = data.draw(st.permutations(range(4)))
     together = sample(tensor(*(batch[i][0] for i in order)), [batch[i][1] for i in order])
@@ -154,12 +56,12 @@ def test_the_batch_does_not_matter(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), num=st.integers(1, 6))
 def test_the_first_ranked_is_the_sample(vocab_size: int, data: st.DataObject, num: int) -> None:
     """The drafter's best guess is what the sampler would say; the others come in order."""
-    row = data.draw(rows(vocab_size))
-    logits = tensor(data.draw(logits_rows(vocab_size)))
+    row = data.draw(all_rows(vocab_size))
+    logits = tensor(data.draw(all_logits(vocab_size)))
     (token_ids,), (scores,) = rank(logits, [row], num)
     assert token_ids[0] == sample(logits, [row])[0]
     assert len(token_ids) == len(scores) == len(set(token_ids)) <= num
@@ -201,7 +103,7 @@ SHAPES = {
 def test_frequencies_follow_the_distribution(params: SamplingParams, over: str) -> None:
     """Over many seeds, and over many positions of one seed, by chi-square."""
     logits = random_logits(20, 3, spread=1.5)
-    num = 4_000
+    num = 2_000
 
     def row(index: int) -> Row:
         values = {name: getattr(params, name) for name in params.__struct_fields__}
@@ -309,14 +211,14 @@ DRAFTS: dict[str, Draft] = {
 
 
 @pytest.mark.parametrize("make_draft", DRAFTS.values(), ids=DRAFTS.keys())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_verifying_is_repeated_sampling(make_draft: Draft, data: st.DataObject) -> None:
     """Drafts decide how many tokens a round confirms, never which ones."""
     requests, logits = [], []
     for _ in range(3):
-        row = data.draw(rows(NUM_IDS))
-        values = np.stack([data.draw(logits_rows(NUM_IDS)) for _ in range(6)])
+        row = data.draw(all_rows(NUM_IDS))
+        values = np.stack([data.draw(all_logits(NUM_IDS)) for _ in range(6)])
         right: list[int] = []
         for index in range(5):
             history = [*row.token_ids, *right]
