@@ -35,7 +35,7 @@ _CORPUS = (
 
 @functools.cache
 def train_tokenizer(vocab_size: int = 320) -> Tokenizer:
-    """A byte-level BPE tokenizer of `vocab_size` ids, 259 to about 500: any text round-trips."""
+    """A byte-level BPE tokenizer of `vocab_size` ids, 259 to 376: any text round-trips."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

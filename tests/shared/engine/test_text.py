@@ -161,6 +161,14 @@ def test_other_tokenizers_stream_too(symbols: list[str]) -> None:
     assert text == whole.replace("▁", " ")
 
 
+def test_a_prompt_is_encoded_as_transformers_does(model_dir: Path) -> None:
+    """The same ids, size and end token."""
+    theirs = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer = TextTokenizer.load(model_dir)
+    assert tokenizer.encode("Once 😀 upon") == theirs.encode("Once 😀 upon")
+    assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (len(theirs), theirs.eos_token_id)
+
+
 CONVERSATIONS = [
     [("user", "Tell me a story.")],
     [("user", "Hi 😀"), ("assistant", "Hello!"), ("user", "<|endoftext|> again")],
@@ -168,38 +176,20 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS, ids=["one turn", "three turns"])
-def test_chats_are_rendered_as_transformers_does(
+def test_a_chat_is_encoded_as_transformers_does(
     model_dir: Path, messages: list[tuple[str, str]]
 ) -> None:
     """The same ids as apply_chat_template gives."""
     theirs = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     turns = [{"role": role, "content": text} for role, text in messages]
     expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    tokenizer = TextTokenizer.load(model_dir)
-    assert tokenizer.encode_chat(messages) == expected
-    assert tokenizer.encode("Once") == theirs.encode("Once")
-    assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (len(theirs), theirs.eos_token_id)
-
-
-def test_the_template_refuses_on_behalf_of_the_client(model_dir: Path) -> None:
-    """raise_exception in a template is an error of the request, in the template's words."""
-    with pytest.raises(ClientError, match="no such role: system") as caught:
-        TextTokenizer.load(model_dir).encode_chat([("system", "Be brief.")])
-    assert caught.value.param == "messages"
+    assert TextTokenizer.load(model_dir).encode_chat(messages) == expected
 
 
 def test_a_model_without_a_template_takes_prompts_only() -> None:
     """The error says what to send instead."""
     with pytest.raises(ClientError, match="no chat template: send prompt"):
         BYTE_LEVEL.encode_chat([("user", "Hi")])
-
-
-@pytest.mark.parametrize("attack", ["''.__class__.__mro__", "messages.append(1)"])
-def test_a_template_cannot_leave_its_sandbox(attack: str) -> None:
-    """Templates come with downloaded models: they may not touch Python."""
-    tokenizer = TextTokenizer(train_tokenizer(), {}, "{{ " + attack + " }}")
-    with pytest.raises(ClientError, match="the chat template refuses"):
-        tokenizer.encode_chat([("user", "Hi")])
 
 
 def test_lone_surrogates_are_the_clients_error(model_dir: Path) -> None:
