@@ -8,8 +8,10 @@ from typing import TypeVar
 from shared.bus.connection import Bus
 from shared.bus.fleet import Fleet
 from shared.bus.jobs import Claim, Delivery, JobQueue
+from shared.bus.link import Command
 from shared.bus.log import Append, CommitReply, SessionLog
 from shared.protocol.jobs import JobEntry, parse_entry
+from shared.protocol.keys import TARGET_GROUP
 from shared.protocol.records import (
     Done,
     FinishReason,
@@ -114,3 +116,9 @@ class BusWorker:
     async def records(self, job_id: str) -> list[Record]:
         """The whole log of a job."""
         return [record for _, record in await self.log.read(job_id)]
+
+    async def num_pending(self) -> int:
+        """Entries delivered to any worker and not acked."""
+        streams = self.bus.keys.all_jobs
+        commands: list[Command] = [("XPENDING", stream, TARGET_GROUP) for stream in streams]
+        return sum(reply[0] for reply in await self.bus.execute(commands))

@@ -57,6 +57,7 @@ class JobQueue:
         self._found: deque[Delivery] = deque()  # ours, not yet given to our caller
         self._num_losses = -1  # so that the first fetch looks for what an earlier run left behind
         self._is_interrupted = False
+        self._taking = asyncio.Lock()  # an answer under way must not look like a lost one
 
     async def submit(self, entry: JobEntry, priority: Priority = Priority.NORMAL) -> str:
         """Queue a job. The same job submitted twice is one job.
@@ -91,24 +92,17 @@ class JobQueue:
 
         Gives nothing to a worker without a heartbeat: others would take it away at once. Cancelling
         is safe: what was delivered and not returned comes with the next call, or is rescued.
-        One caller at a time.
+        One fetch at a time; a rescue may run beside it.
 
         Raises:
             Unavailable: no server before the bus's deadline.
         """
         ends_s = _now_s() + block_s
         while count > 0:
-            await self._find_lost()
-            if self._found:
-                return self._hand_out(count)
-            is_alive, cursors = await self._take("outrider_fetch", count)
-            if self._found:
-                return self._hand_out(count)
+            deliveries, is_alive, cursors = await self._take("outrider_fetch", count)
             left_s = ends_s - _now_s()
-            if self._is_in_doubt:
-                continue
-            if left_s <= 0:
-                break
+            if deliveries or left_s <= 0:
+                return deliveries
             if is_alive:
                 await self._wait(cursors, left_s)
             else:
@@ -118,15 +112,10 @@ class JobQueue:
     async def rescue(self, count: int) -> list[Delivery]:
         """Take over up to `count` entries of workers without a heartbeat.
 
-        Two rescuers never get the same one. Cancelling is safe, as with `fetch`; the same one
-        caller at a time.
+        Two rescuers never get the same one. Cancelling is safe, as with `fetch`.
         """
-        if count > 0:
-            await self._find_lost()
-            if not self._found:
-                await self._take("outrider_rescue", count)
-                await self._find_lost()
-        return self._hand_out(count)
+        deliveries, _, _ = await self._take("outrider_rescue", count)
+        return deliveries
 
     async def claim(
         self, delivery: Delivery, entry: JobEntry, *, seed: int, num_choices: int
@@ -204,7 +193,20 @@ class JobQueue:
         known = set(self._known)
         self._known -= known - await self._pending()
 
-    async def _take(self, function: str, count: int) -> tuple[bool, list[bytes]]:
+    async def _take(self, function: str, count: int) -> tuple[list[Delivery], bool, list[bytes]]:
+        """What is ours already, else what the server gives; whether we are alive; where to wait."""
+        is_alive = 1
+        cursors: list[bytes] = []
+        async with self._taking:
+            await self._find_lost()
+            while not self._found:
+                is_alive, cursors = await self._ask(function, count)
+                if not self._is_in_doubt:
+                    break
+                await self._find_lost()
+            return self._hand_out(count), is_alive == 1, cursors
+
+    async def _ask(self, function: str, count: int) -> tuple[int, list[bytes]]:
         streams, prefix = self._bus.keys.all_jobs, self._bus.keys.prefix
         self._is_interrupted = True
         is_alive, delivered, cursors = await self._bus.function(
@@ -212,7 +214,7 @@ class JobQueue:
         )
         self._is_interrupted = False
         self._found.extend(_deliveries(delivered))
-        return is_alive == 1, cursors
+        return is_alive, cursors
 
     async def _wait(self, cursors: list[bytes], block_s: float) -> None:
         """Wait until a stream moves on. XREAD delivers nothing, so cancelling it loses nothing."""

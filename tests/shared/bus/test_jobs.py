@@ -2,18 +2,14 @@
 
 import asyncio
 import contextlib
-import itertools
 
 import pytest
 
 from shared.bus.connection import Bus
 from shared.bus.jobs import Claim, Delivery, JobQueue
-from shared.bus.link import Reply
 from shared.common.errors import ClientError
-from shared.protocol.jobs import JobEntry, JobState, parse_entry
+from shared.protocol.jobs import JobEntry, parse_entry
 from shared.protocol.keys import TARGET_GROUP, Priority
-from shared.protocol.limits import DEAD_BODY_BYTES, MAX_BODY_BYTES, MAX_DELIVERIES
-from shared.protocol.records import Failed
 from tests.bus_worker import SEED, BusWorker, done, tokens, until
 from tests.server import Server
 from tests.shared.bus.conftest import StartWorker
@@ -23,19 +19,6 @@ pytestmark = pytest.mark.server
 
 def entry(job_id: str, **fields: str) -> JobEntry:
     return JobEntry(job_id=job_id, body=b'{"model": "m"}', **fields)  # type: ignore[arg-type] # strings only
-
-
-async def dead_letters(worker: BusWorker) -> list[dict[bytes, bytes]]:
-    rows: Reply = await worker.bus.call("XRANGE", worker.bus.keys.dead, "-", "+")
-    return [dict(zip(flat[::2], flat[1::2], strict=True)) for _, flat in rows]
-
-
-async def num_pending(worker: BusWorker) -> int:
-    replies = [
-        await worker.bus.call("XPENDING", stream, TARGET_GROUP)
-        for stream in worker.bus.keys.all_jobs
-    ]
-    return sum(reply[0] for reply in replies)
 
 
 async def test_urgent_jobs_come_first_and_never_more_than_asked(worker: BusWorker) -> None:
@@ -90,6 +73,30 @@ async def test_a_cancelled_fetch_loses_nothing(worker: BusWorker) -> None:
     assert len(seen) == len(set(seen)) == 40
 
 
+async def test_fetches_and_rescues_side_by_side_give_each_job_once(
+    worker: BusWorker, other: BusWorker
+) -> None:
+    """A process may look for abandoned jobs while it fetches new ones, interrupted in both."""
+    for number in range(60):
+        await other.submit(f"j{number}")
+    assert len(await other.fetch(30)) == 30
+    await until(lambda: _uptime_is_enough(worker))
+    await other.die()
+    seen: list[str] = []
+
+    async def look(*, is_rescue: bool) -> None:
+        for number in range(60):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.0005 * (number % 5)):
+                    got = worker.jobs.rescue(1) if is_rescue else worker.jobs.fetch(1, block_s=0.0)
+                    seen.extend([delivery.entry_id for delivery in await got])
+
+    await asyncio.gather(look(is_rescue=True), look(is_rescue=False))
+    while more := [*await worker.fetch(9), *await worker.jobs.rescue(9)]:
+        seen.extend([delivery.entry_id for delivery in more])
+    assert len(seen) == len(set(seen)) == 60
+
+
 async def test_a_worker_without_a_heartbeat_gets_nothing(worker: BusWorker) -> None:
     """It would lose the job to a rescuer at once; with the heartbeat back it gets the job."""
     await worker.submit("j")
@@ -116,7 +123,7 @@ async def test_an_entry_deleted_by_somebody_is_dropped(worker: BusWorker) -> Non
     await worker.fetch()
     await worker.bus.call("XDEL", worker.bus.keys.jobs(), entry_id)
     assert await JobQueue(worker.bus).fetch(1, block_s=0.0) == []
-    assert await num_pending(worker) == 0
+    assert await worker.num_pending() == 0
 
 
 async def test_a_job_submitted_twice_is_one_job(worker: BusWorker) -> None:
@@ -138,12 +145,12 @@ async def test_a_second_raw_entry_of_a_job_is_dropped(worker: BusWorker) -> None
     claim = await worker.claim(first)
     assert claim is not None
     assert await worker.claim(second) is None
-    assert await num_pending(worker) == 1
+    assert await worker.num_pending() == 1
     await worker.append(claim, done())
     await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", *fields)
     (third,) = await worker.fetch()
     assert await worker.claim(third) is None
-    assert await num_pending(worker) == 0
+    assert await worker.num_pending() == 0
 
 
 async def test_a_raw_entry_is_a_job_named_after_itself(worker: BusWorker) -> None:
@@ -254,105 +261,7 @@ async def test_a_job_handed_back_wakes_the_next_worker(worker: BusWorker, other:
     assert (await worker.append(claim, tokens(1, 2))).status == "fenced"
     await worker.jobs.hand_back(claim)  # a repeat, too late: nothing happens
     assert (await other.append(taken, tokens(1, 2))).status == "ok"
-    assert await num_pending(worker) == 1
-
-
-async def test_a_job_that_kills_its_workers_is_set_aside(start_worker: StartWorker) -> None:
-    """After MAX_DELIVERIES claims the next one ends the job, visibly, and keeps a copy."""
-    workers = [await start_worker(f"target:{number}") for number in range(MAX_DELIVERIES + 1)]
-    await workers[0].submit("j")
-    await workers[0].take()
-    for dead, rescuer in itertools.pairwise(workers):
-        await dead.die()
-        (delivery,) = await rescuer.rescue()
-        claim = await rescuer.claim(delivery)
-    assert claim is None
-    last = workers[-1]
-    (record,) = await last.records("j")
-    assert isinstance(record, Failed)
-    assert (record.code, record.status) == ("too_many_deliveries", 500)
-    (letter,) = await dead_letters(last)
-    assert (letter[b"id"], letter[b"reason"]) == (b"j", b"too_many_deliveries")
-    assert await num_pending(last) == 0
-    info = await last.log.info("j")
-    assert info is not None
-    assert info.state is JobState.FAILED
-
-
-HOSTILE = {
-    "no body": {"id": "j"},
-    "id of bytes": {"id": b"\xff\xfe", "body": "{}"},
-    "id with braces": {"id": "a}b{", "body": "{}"},
-    "id too long": {"id": "x" * 129, "body": "{}"},
-    "body too large": {"id": "j", "body": b"x" * (MAX_BODY_BYTES + 1)},
-    "other version": {"v": "2", "id": "j", "body": "{}"},
-    "deadline": {"id": "j", "body": "{}", "deadline_ms": "soon"},
-    "reply with spaces": {"id": "j", "body": "{}", "reply": "gateway:g * m x"},
-    "only noise": {b"\x00\xff": b"\xff" * 1_000},
-}
-
-
-@pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_a_hostile_entry_is_set_aside(
-    worker: BusWorker, fields: dict[str | bytes, str | bytes]
-) -> None:
-    """It goes to the dead letters, the log it names ends with an error, and others go on."""
-    flat = [part for field in fields.items() for part in field]
-    await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", *flat)
-    await worker.submit("good")
-    bad, good = await worker.fetch(2)
-    with pytest.raises(ClientError) as caught:
-        parse_entry(bad.entry_id, bad.fields)
-    error = Failed(caught.value.code, caught.value.message, caught.value.param, 400)
-    await worker.jobs.bury(bad, reason="unreadable", error=error)
-    await worker.jobs.bury(bad, reason="unreadable", error=error)  # a repeat
-    (letter,) = await dead_letters(worker)
-    assert letter[b"reason"] == b"unreadable"
-    assert letter[b"entry"].decode() == bad.entry_id
-    assert len(letter[b"body"]) <= DEAD_BODY_BYTES
-    assert int(letter[b"body_bytes"]) == len(fields.get("body", ""))
-    if letter[b"id"]:
-        assert await worker.records(letter[b"id"].decode()) == [error]
-    assert await worker.claim(good) is not None
-    assert await num_pending(worker) == 1
-
-
-async def test_a_hostile_entry_cannot_end_another_job(worker: BusWorker) -> None:
-    """A bad entry that borrows a running job's id is set aside alone."""
-    await worker.submit("j")
-    claim = await worker.take()
-    await worker.bus.call("XADD", worker.bus.keys.jobs(), "*", "id", "j", "v", "9", "body", "{}")
-    (bad,) = await worker.fetch()
-    await worker.jobs.bury(bad, reason="unreadable", error=Failed("x", "y"))
-    assert await worker.records("j") == []
-    assert (await worker.append(claim, tokens(0, 1))).status == "ok"
-
-
-async def test_an_owner_may_bury_its_own_job(worker: BusWorker, other: BusWorker) -> None:
-    """A job that its owner finds hopeless ends with the error; nobody else can do that to it."""
-    await worker.submit("j")
-    (delivery,) = await worker.fetch()
-    await worker.claim(delivery)
-    await worker.jobs.bury(delivery, reason="hopeless", error=Failed("x", "y"))
-    assert await worker.records("j") == [Failed("x", "y")]
-    await worker.submit("k")
-    (delivery,) = await worker.fetch()
-    await worker.claim(delivery)
-    await other.jobs.bury(delivery, reason="none of its business", error=Failed("x", "y"))
-    assert await worker.records("k") == []
-
-
-@pytest.mark.parametrize("key", ["job", "log"])
-async def test_a_job_whose_keys_are_taken_is_set_aside(worker: BusWorker, key: str) -> None:
-    """Keys of another type under the job's name: dead letter, no error for the worker."""
-    keys = worker.bus.keys
-    await worker.bus.call("SET", keys.job("j") if key == "job" else keys.log("j"), "mine")
-    await worker.bus.call("XADD", keys.jobs(), "*", "id", "j", "body", "{}")
-    (delivery,) = await worker.fetch()
-    assert await worker.claim(delivery) is None
-    (letter,) = await dead_letters(worker)
-    assert letter[b"reason"] == b"keys_in_use"
-    assert await num_pending(worker) == 0
+    assert await worker.num_pending() == 1
 
 
 async def test_finished_entries_are_trimmed_and_the_lag_stays_a_number(worker: BusWorker) -> None:

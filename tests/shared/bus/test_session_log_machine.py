@@ -341,7 +341,7 @@ def test_any_history_keeps_the_promises(valkey_server: Server) -> None:
     run_state_machine_as_test(
         SessionLogMachine,
         settings=settings(
-            max_examples=100,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
