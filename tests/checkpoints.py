@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every supported kind, and transformers' own model of each."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def save_checkpoint(
     """Write a random model and read it back with transformers, in float32."""
     LOGGING.disable_progress_bar()
     torch.manual_seed(7)
-    model = AUTO_MODEL.from_config(config)
+    # A copy: saving a model writes its type into the configuration.
+    model = AUTO_MODEL.from_config(copy.deepcopy(config), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too: they start as 0 and 1
             parameter.add_(torch.randn_like(parameter) * 0.05)
