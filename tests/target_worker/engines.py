@@ -23,6 +23,7 @@ from tests.fakes import FakeRunner, ManualClock
 
 V = 50
 DRAFTER = "draft:a"
+ENDLESS = (3,) * 1_000_000  # a path that nobody may send
 
 
 class LetterText:
@@ -246,7 +247,7 @@ def mixed_guess(answers: dict[str, list[int]], length: int = 5) -> Guess:
             [(max(0, base - 3), tuple(answer[max(0, base - 3) : base + 4]))],
             [(base, truth), (base, truth)],
             [(base, (-1, V, 1 << 62)), (base, (*truth[:1], -5)), (-3, truth)],
-            [(base, (3,) * 1_000_000), (10**9, truth)],
+            [(base, ENDLESS), (10**9, truth)],
             [],
             [(max(0, base - 2), wrong)],
         ][turn]
