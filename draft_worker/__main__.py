@@ -23,6 +23,8 @@ _PROG = "draft_worker"
 _EXIT_UNAVAILABLE = 1
 _EXIT_ENGINE_FAILED = 70  # EX_SOFTWARE
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _log = structlog.get_logger()
 
 
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     worker_id = f"draft:{secrets.token_hex(4)}"
     log.configure("draft_worker", worker_id, level=config.log_level)
     log_config(config, prog=_PROG)
+    for number in _SIGNALS:
+        signal.signal(number, _leave_early)
     with exits_on_config_error(_PROG):
         equipment = equip(config)
         try:
@@ -46,13 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _leave_early(_number: int, _frame: object) -> None:
+    """While the model is being loaded there is nothing to close."""
+    raise SystemExit(0)
+
+
 async def _serve(config: Config, equipment: Equipment, worker_id: str) -> None:
     keys = Keys(prefix=config.key_prefix)
     bus = await Bus.connect(config.redis_url, keys=keys, worker_id=worker_id)
     try:
         worker = DraftWorker(bus, equipment, config, SystemClock())
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             loop.add_signal_handler(number, worker.stop)
         _log.info("worker_ready", model=equipment.name)
         await worker.run()

@@ -4,6 +4,7 @@ A drafter is fed requests, verdicts and ends, and asked for one batched step at 
 says, the target decides (docs/design.md), so a drafter may be wrong, late or lost at no risk.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +15,8 @@ Proposal = DraftPath | DraftClosed
 
 class Drafter(Protocol):
     """Guesses for many sessions at once. One caller at a time."""
+
+    counts: Counter[str]  # what it has done so far, by names of its own; logged at the end
 
     def open(self, request: DraftRequest) -> bool:
         """Start guessing for a session, or fall in step with it again if it is known.

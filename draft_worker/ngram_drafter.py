@@ -4,6 +4,7 @@ Each session's index sees its own tokens alone; nothing passes from one session 
 After prompt lookup decoding (Saxena 2023).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class NgramDrafter:
         vocab_size: int = _ANY_VOCABULARY,
         max_model_len: int = _ANY_LENGTH,
     ) -> None:
+        self.counts: Counter[str] = Counter()  # paths, and the tokens in them
         self._limits = limits
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
@@ -108,6 +110,7 @@ class NgramDrafter:
             # What the target has is not repeated until half of it is used up.
             if guess and not _is_known(guess, session.sent):
                 session.sent = guess
+                self.counts.update(paths=1, draft_tokens=num_tokens)
                 paths.append(DraftPath(session_id, num_confirmed, guess))
         self._with_news.clear()
         return paths

@@ -5,7 +5,7 @@ plainly.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from draft_worker.drafter import Drafter
@@ -68,6 +68,11 @@ class DraftService:
     def usage(self) -> float:
         """How full the drafter's memory is, 0 to 1."""
         return self._drafter.usage
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the drafter has done so far."""
+        return self._drafter.counts
 
     def handle(self, messages: Iterable[Message]) -> Mail:
         """Take in messages, and answer those that need it at once. Others' kinds are ignored."""

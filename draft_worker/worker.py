@@ -140,6 +140,7 @@ class DraftWorker:
                 await asyncio.to_thread(self._loop.stop, _STOP_S)
                 await self._outbox.flush()
                 await self._fleet.retire(self._bus.worker_id)
+            _log.info("worker_stopped", **{f"num_{k}": n for k, n in self._service.counts.items()})
         except (TimeoutError, Unavailable) as error:
             _log.warning("retire_failed", reason=str(error))
 
