@@ -176,8 +176,13 @@ class Desk:
         """The client is gone: end its job, unless it asked for something else or others read it."""
         if job.request.on_disconnect == "detach" or self._feed.num_followers(job.job_id):
             return
-        await self.cancel(job.job_id)
-        self._logger.info("job_abandoned", job_id=job.job_id)
+        try:
+            await self.cancel(job.job_id)
+        except Unavailable as error:
+            # Nobody is left to tell; the job runs to its end.
+            self._logger.warning("job_not_cancelled", job_id=job.job_id, reason=str(error))
+        else:
+            self._logger.info("job_abandoned", job_id=job.job_id)
 
     async def _submit(self, entry: JobEntry, *, is_shared: bool) -> None:
         try:

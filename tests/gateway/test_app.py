@@ -15,6 +15,8 @@ from tests.gateway.conftest import Running, StartGateway, eventually
 from tests.gateway.scripted import MODEL, ScriptedTarget
 from tests.gateway.scripts import CHAT, RESPONSE, Gated
 
+pytestmark = pytest.mark.server
+
 JSON_HEADERS = {"content-type": "application/json"}
 PATHS = ("/v1/chat/completions", "/v1/responses")
 

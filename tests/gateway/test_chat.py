@@ -20,6 +20,8 @@ from tests.gateway.scripted import (
 )
 from tests.gateway.scripts import CHAT, TEXT, Gated
 
+pytestmark = pytest.mark.server
+
 
 async def create(served: Running, **fields: object) -> ChatCompletion:
     """A whole completion through the official client."""

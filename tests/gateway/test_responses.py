@@ -12,6 +12,8 @@ from tests.gateway.conftest import Running, StartGateway, eventually
 from tests.gateway.scripted import MODEL, STORY, ScriptedTarget, Turn
 from tests.gateway.scripts import CHAT, RESPONSE, TEXT, Gated
 
+pytestmark = pytest.mark.server
+
 
 async def create(served: Running, **fields: object) -> Response:
     """A whole response through the official client."""

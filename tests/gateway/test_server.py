@@ -19,6 +19,8 @@ from tests.gateway.scripted import ScriptedTarget
 from tests.gateway.scripts import CHAT, RESPONSE, TEXT, Gated, closed, until
 from tests.server import Server
 
+pytestmark = pytest.mark.server
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from websockets.frames import Frame, Opcode
 
 from gateway.server import MAX_FRAME_BYTES
 from gateway.transport import MAX_FRAGMENTS
+from shared.protocol.records import Failed, Record
 from tests.gateway.conftest import Running, StartGateway, eventually
-from tests.gateway.scripted import MODEL, ScriptedTarget, done, tokens
+from tests.gateway.scripted import MODEL, ScriptedTarget, Turn, done, tokens
 from tests.gateway.scripts import RESPONSE, TEXT, Gated, closed, until
+
+pytestmark = pytest.mark.server
 
 CREATE = {"type": "response.create", **RESPONSE}
 
@@ -85,6 +89,22 @@ async def test_a_response_is_cancelled_in_band(served: Running, target: Scripted
         script.gate.set()
         await send(socket, **CREATE)
         await until(socket, "response.completed")
+
+
+async def test_a_refusal_by_the_worker_ends_the_response(
+    served: Running, target: ScriptedTarget
+) -> None:
+    """What only the model can judge is told in OpenAI's words and in ours; the lane is free."""
+
+    async def refuse(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
+        yield (Failed("context_length_exceeded", "too long", "messages", 400),)
+
+    target.script = refuse
+    async with open_socket(served) as socket:
+        for _ in range(2):
+            await send(socket, **CREATE)
+            error = (await until(socket, "response.failed"))[-1]["response"]["error"]
+            assert (error["code"], error["type"]) == ("invalid_prompt", "context_length_exceeded")
 
 
 async def test_a_response_continues_on_another_connection(
@@ -252,7 +272,7 @@ async def test_a_client_that_never_reads_is_let_go(
     """1013, and its jobs end."""
     served = await start_gateway(send_deadline_s=0.2)
 
-    async def flood(turn: Any) -> Any:  # noqa: ANN401 - a script
+    async def flood(turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
         offset = 0
         while not turn.is_cancelled and offset < 10_000:
             yield tuple(tokens(*["x" * 50_000] * 10, offset=offset))
