@@ -56,16 +56,17 @@ local function is_usable(job, log)
   return (job_type == 'none' or job_type == 'hash') and (log_type == 'none' or log_type == 'stream')
 end
 
--- Append to a stream that one process reads; it goes away by itself when that process is gone.
-local function put(key, maxlen, fields)
-  redis.call('XADD', key, 'MAXLEN', '~', maxlen, '*', unpack(fields))
-  if redis.call('XLEN', key) == 1 then
-    redis.call('EXPIRE', key, INBOX_TTL_S)
+-- Put one batch into an inbox, which goes away by itself when nobody reads it any more.
+local function put(inbox, batch)
+  redis.call('XADD', inbox, 'MAXLEN', '~', INBOX_MAXLEN, '*', 'm', batch)
+  if redis.call('XLEN', inbox) == 1 then
+    redis.call('EXPIRE', inbox, INBOX_TTL_S)
   end
 end
 
--- Append one record to a job's log and copy it to the feeds of the gateways that follow.
-local function publish(log, prefix, id, gateways, fields)
+-- Append one record to a job's log and copy it to the feeds of the gateways that follow. Whoever reads a feed
+-- keeps it from expiring; that it does expire is seen to once a job, with its last record.
+local function publish(log, prefix, id, gateways, fields, is_last)
   local entry = redis.call('XADD', log, '*', unpack(fields))
   for gateway in string.gmatch(gateways or '', '[^,]+') do
     local copy = { unpack(fields) }
@@ -73,7 +74,11 @@ local function publish(log, prefix, id, gateways, fields)
     copy[#copy + 1] = id
     copy[#copy + 1] = 'entry'
     copy[#copy + 1] = entry
-    put(prefix .. gateway, FEED_MAXLEN, copy)
+    local feed = prefix .. gateway
+    redis.call('XADD', feed, 'MAXLEN', '~', FEED_MAXLEN, '*', unpack(copy))
+    if is_last and redis.call('TTL', feed) < 0 then
+      redis.call('EXPIRE', feed, INBOX_TTL_S)
+    end
   end
 end
 

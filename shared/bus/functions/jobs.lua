@@ -115,7 +115,7 @@ local function claim(keys, args)
     publish(log, prefix, id, redis.call('HGET', job, 'follow'), {
       'v', PROTOCOL_VERSION, 'ev', 'error', 'code', 'too_many_deliveries', 'message',
       'every worker that took this job went away before it was finished', 'status', '500',
-    })
+    }, true)
     finish(job, log, next_state(next, 'failed'), '', stream, entry)
     return { 'buried' }
   end
@@ -207,7 +207,7 @@ local function bury(keys, args)
   local is_own = not job_entry or (job_entry == entry and job_stream == stream)
   local next = next_state(state, 'failed')
   if next and is_own and (not state or owner == worker) then
-    publish(log, prefix, id, gateways, { unpack(args, 8) })
+    publish(log, prefix, id, gateways, { unpack(args, 8) }, true)
     finish(job, log, next, '')
   end
   return 'ok'

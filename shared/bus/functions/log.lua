@@ -1,10 +1,14 @@
 -- The log of a job: fenced appends, cancellation, followers.
 
--- Keep an unfinished job's keys; once in JOB_TTL_S / 2 this writes.
-local function keep(job, log)
-  for _, key in ipairs({ job, log }) do
-    if redis.call('TTL', key) < JOB_TTL_S / 2 then
-      redis.call('EXPIRE', key, JOB_TTL_S)
+local KEEP_EVERY = 256 -- tokens; a job that takes JOB_TTL_S for so few has been given up
+
+-- Keep an unfinished job's keys, with the first tokens of a choice and now and then.
+local function keep(job, log, choices)
+  for _, own in pairs(choices) do
+    if own.was == 0 or math.floor(own.was / KEEP_EVERY) ~= math.floor(own.len / KEEP_EVERY) then
+      redis.call('EXPIRE', job, JOB_TTL_S)
+      redis.call('EXPIRE', log, JOB_TTL_S)
+      return
     end
   end
 end
@@ -23,12 +27,13 @@ local function read_records(args)
   return records
 end
 
--- What the log holds of each choice: {len, is_finished, last} by number.
+-- What the log holds of each choice: {len, was, is_finished, last} by number.
 local function read_choices(job, num_choices)
   local choices = {}
   for choice = 0, num_choices - 1 do
     local own = redis.call('HMGET', job, 'len:' .. choice, 'fin:' .. choice, 'last:' .. choice)
-    choices[choice] = { len = tonumber(own[1]) or 0, is_finished = own[2] == '1', last = own[3] }
+    local len = tonumber(own[1]) or 0
+    choices[choice] = { len = len, was = len, is_finished = own[2] == '1', last = own[3] }
   end
   return choices
 end
@@ -122,7 +127,7 @@ local function commit(keys, args)
     return { 'conflict', cancel }
   end
   for _, record in ipairs(records) do
-    publish(log, args[1], args[2], gateways, record.fields)
+    publish(log, args[1], args[2], gateways, record.fields, event ~= 'committed')
   end
   for choice, own in pairs(choices) do
     if own.is_touched then
@@ -131,7 +136,7 @@ local function commit(keys, args)
     end
   end
   if event == 'committed' then
-    keep(job, log)
+    keep(job, log, choices)
   else
     finish(job, log, next_state(state, event), digest, stream, entry)
   end
@@ -154,7 +159,7 @@ local function cancel(keys, args)
   if owner and owner ~= '' then
     local notice = { 'cancel', args[2] }
     local batch = cmsgpack.pack({ tonumber(PROTOCOL_VERSION), args[3], { notice } })
-    put(args[1] .. owner, INBOX_MAXLEN, { 'm', batch })
+    put(args[1] .. owner, batch)
   end
   return 1
 end

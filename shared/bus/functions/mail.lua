@@ -2,7 +2,7 @@
 
 -- Put one batch into an inbox. keys: inbox. args: batch.
 local function post(keys, args)
-  put(keys[1], INBOX_MAXLEN, { 'm', args[1] })
+  put(keys[1], args[1])
   return 1
 end
 

@@ -6,7 +6,7 @@ from shared.bus.log import Append, CommitStatus
 from shared.bus.mail import Feed, Inbox
 from shared.common.errors import PeerError
 from shared.protocol.jobs import JobState
-from shared.protocol.limits import JOB_TTL_S, LOG_TTL_S, MAX_FOLLOWERS
+from shared.protocol.limits import INBOX_TTL_S, JOB_TTL_S, LOG_TTL_S, MAX_FOLLOWERS
 from shared.protocol.messages import CancelNotice, DraftClosed
 from shared.protocol.records import Failed, Finished, FinishReason, Record, Tokens
 from tests.bus_worker import SEED, BusWorker, done, tokens
@@ -156,7 +156,7 @@ async def test_running_jobs_keep_their_keys_for_a_day(worker: BusWorker) -> None
     for key in (keys.job("j"), keys.log("j")):
         assert JOB_TTL_S - 60 < await worker.bus.call("TTL", key) <= JOB_TTL_S
         await worker.bus.call("EXPIRE", key, JOB_TTL_S // 3)
-    await worker.append(claim, tokens(1, 2))
+    await worker.append(claim, tokens(1, *range(300)))
     for key in (keys.job("j"), keys.log("j")):
         assert await worker.bus.call("TTL", key) > JOB_TTL_S // 2
 
@@ -245,6 +245,16 @@ async def test_followers_get_copies_until_they_leave(
     log = dict(await worker.log.read("j"))
     assert all(log[entry.entry_id] == entry.record for entry in first + second)
     assert {entry.job_id for entry in first} == {"j"}
+
+
+async def test_the_feed_of_a_gone_gateway_goes_away(worker: BusWorker) -> None:
+    """Nobody reads it, so at the latest the job's end gives it a time to live."""
+    await worker.submit("j", reply="gateway:gone")
+    claim = await worker.take()
+    await worker.append(claim, tokens(0, 1))
+    await worker.append(claim, done())
+    feed = worker.bus.keys.inbox("gateway:gone")
+    assert 0 < await worker.bus.call("TTL", feed) <= INBOX_TTL_S
 
 
 async def test_followers_are_bounded(worker: BusWorker) -> None:
