@@ -124,8 +124,8 @@ def _method(results: Mapping[str, Any]) -> list[str]:
     sentences = (
         f"Medians of {settings['rounds']} rounds (lowest-highest), settings alternating within a",
         f"round; temperature {settings['temperature']}, {settings['max_tokens']} tokens an answer,",
-        "float32. Ours: client, gateway, server and workers all on this machine, one torch thread",
-        "a worker. transformers: called in a process of its own, no server, with one or two threads,",
+        "float32. Ours: client, gateway, server and workers all on this machine, one torch",
+        "thread a worker. transformers: in a process of its own, no server, one or two threads,",
         "whichever was faster; assisted generation takes one sequence at a time, so its streams",
         "follow one another.",
     )

@@ -77,6 +77,7 @@ class SpeculativeDecoding(Struct, frozen=True):
     num_accepted_draft_tokens: int
     num_spec_tokens: int  # K
     acceptance_histogram: tuple[int, ...]  # [K + 1]
+    drafted_per_position: tuple[int, ...]  # [K]
     accepted_per_position: tuple[int, ...]  # [K]
 
 
@@ -127,6 +128,7 @@ def speculative_decoding(stats: SpeculationStats) -> SpeculativeDecoding:
         num_accepted_draft_tokens=stats.num_accepted_tokens,
         num_spec_tokens=len(stats.accepted_per_position),
         acceptance_histogram=histogram,
+        drafted_per_position=stats.drafted_per_position,
         accepted_per_position=stats.accepted_per_position,
     )
 

@@ -40,7 +40,9 @@ def plain_tokens(body: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(_decode(runner, prompt, params, request.output_limit or 64)[len(prompt) :])
 
 
-def _decode(runner: ModelRunner, prompt: Sequence[int], params: SamplingParams, limit: int) -> list[int]:
+def _decode(
+    runner: ModelRunner, prompt: Sequence[int], params: SamplingParams, limit: int
+) -> list[int]:
     token_ids, computed = list(prompt), 0
     table = BlockPool(_NUM_BLOCKS, _BLOCK_SIZE).open(token_ids)
     while len(token_ids) < len(prompt) + limit:
