@@ -23,14 +23,15 @@ def profile(
     runner: Runner, pool: BlockPool, clock: Clock, *, max_num_seqs: int, max_model_len: int
 ) -> list[Measured]:
     """Time rounds of several shapes: at least the smallest, at most what the limits allow."""
-    most = max(rows for _, rows in _SHAPES)
-    context = max(0, min(_CONTEXT, max_model_len, pool.num_free * pool.block_size) - most)
+    limit = min(max_model_len, pool.num_free * pool.block_size)
+    shapes = [shape for shape in _SHAPES if shape[0] <= max_num_seqs and shape[1] <= limit]
+    most = max(rows for _, rows in shapes)
+    context = min(_CONTEXT, limit - most)
     table = pool.open([0])
     try:
         table.extend(context + most)
         blocks = list(table.block_ids)
         runner.run([Span([0] * (context + 1), 0, blocks, 1)])
-        shapes = [shape for shape in _SHAPES if shape[0] <= max_num_seqs]
         return [
             _measure(runner, clock, [Span([0] * rows, context, blocks, rows)] * num_sequences)
             for num_sequences, rows in shapes
