@@ -37,8 +37,8 @@ def valkey_url(valkey_server: Server) -> str:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A server that the test may stop, kill and restart."""
-    server = Server(tmp_path / "valkey").start()
+    """A server that the test may stop, kill and restart; what it has answered, it keeps."""
+    server = Server(tmp_path / "valkey", appendfsync="always").start()
     yield server
     server.kill()
 

@@ -12,7 +12,11 @@ _START_TIMEOUT_S = 20.0
 
 
 class Server:
-    """One server process, appending every write to a file as in production (AOF, everysec)."""
+    """One server process, appending every write to a file as in production (AOF, everysec).
+
+    Every second means that a kill while the disk is busy with the last second's writes loses what
+    came since. A test that counts on every answer asks for `appendfsync="always"`.
+    """
 
     def __init__(self, data_dir: Path, **config: str) -> None:
         self.port = _free_port()  # the same after every restart

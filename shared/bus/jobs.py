@@ -158,7 +158,17 @@ class JobQueue:
         keys = self._bus.keys
         names = [keys.job(claim.job_id), keys.jobs(Priority.HIGH)]
         await self._bus.function("outrider_release", names, claim.job_id, claim.epoch)
+        self.drop(claim)
+
+    def drop(self, claim: Claim) -> None:
+        """Stop counting a job as this worker's: it has ended, or an append to it was refused.
+
+        If its entry is still pending here, the server has come back with an older state than we
+        knew. Then the entry comes again with the next fetch, to be claimed anew from what the log
+        holds.
+        """
         self._known.discard((claim.stream, claim.entry_id))
+        self._is_interrupted = True
 
     async def bury(self, delivery: Delivery, *, reason: str, error: Failed | None = None) -> None:
         """Set an entry aside in the dead-letter stream and ack it.

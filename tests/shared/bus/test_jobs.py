@@ -313,6 +313,25 @@ async def test_waiting_counts_jobs_before_any_worker_came(bus: Bus) -> None:
     assert await queue.waiting() == 2
 
 
+async def test_a_server_with_an_older_state_is_caught_up_with(worker: BusWorker) -> None:
+    """After a crash that lost the last appends, the worker claims the job again and goes on."""
+    await worker.submit("j")
+    claim = await worker.take()
+    for offset in range(3):
+        await worker.append(claim, tokens(offset, offset))
+    keys, rows = worker.bus.keys, await worker.log.read("j")
+    await worker.bus.call("XDEL", keys.log("j"), rows[-1][0])
+    await worker.bus.call("HSET", keys.job("j"), "len:0", "2")
+    assert (await worker.append(claim, tokens(3, 3))).status == "conflict"
+    assert await worker.fetch() == []
+    worker.jobs.drop(claim)
+    again = await worker.take()
+    assert (again.epoch, again.deliveries, again.lengths) == (2, 2, (2,))
+    assert (await worker.append(again, tokens(2, 2), done())).status == "ok"
+    worker.jobs.drop(again)
+    assert await worker.fetch() == []
+
+
 async def test_the_group_is_made_again_from_the_start(worker: BusWorker) -> None:
     """A group destroyed under the worker's feet comes back with the jobs it had not finished."""
     await worker.submit("j")
