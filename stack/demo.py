@@ -168,7 +168,7 @@ async def _interruptible(config: DemoConfig, terminal: Terminal) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
-    with suppress(asyncio.CancelledError):
+    with suppress(asyncio.CancelledError):  # only a signal cancels it: that is an end, not a fault
         return await task
     return EXIT_INTERRUPTED if config.prompt else 0
 

@@ -16,7 +16,7 @@ from stack.child import Child
 from stack.commands import Command
 from stack.output import Output
 
-_POLL_S = 0.05
+_POLL_S = 0.1
 MAX_START_DEATHS = 4  # of one child in a row, before everything is ready for the first time
 EXIT_CONFIG = 2  # a program that ends so will not do better the next time
 
