@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from shared.bus import library
 from shared.bus.connection import Bus
+from shared.bus.link import Link, Reply
 from shared.common.errors import ConfigError
 from shared.protocol import limits
 from shared.protocol.keys import TARGET_GROUP, Keys
@@ -72,15 +74,38 @@ async def test_a_server_that_may_evict_jobs_is_refused(tmp_path: Path) -> None:
         server.kill()
 
 
-@pytest.mark.server
-async def test_a_cluster_is_refused(tmp_path: Path) -> None:
-    """A call touches keys of several slots."""
-    server = Server(tmp_path / "valkey", cluster_enabled="yes").start()
-    try:
-        with pytest.raises(ConfigError, match="cluster"):
-            await Bus.connect(server.url, keys=Keys(), worker_id="target:a")
-    finally:
-        server.kill()
+class ScriptedLink(Link):
+    """A link to a server that says one thing whatever it is asked."""
+
+    def __init__(self, reply: str) -> None:
+        self._reply = reply.encode()
+
+    async def exchange(self, payload: bytes, num_replies: int, *, timeout_s: float) -> list[Reply]:
+        """See Link."""
+        return [self._reply] * num_replies
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        ("redis_version:6.2.14\r\nmaxmemory_policy:noeviction", "6.2.14; needs Redis 7.0"),
+        ("maxmemory_policy:noeviction", "needs Redis 7.0"),
+        ("redis_version:7.2.4\r\ncluster_enabled:1", "cluster mode"),
+        ("redis_version:7.2.4\r\nmaxmemory_policy:volatile-ttl", "volatile-ttl"),
+    ],
+    ids=["too old", "unknown version", "cluster", "evicting"],
+)
+async def test_a_server_that_cannot_work_is_named(info: str, reason: str) -> None:
+    """The operator reads what to change."""
+    with pytest.raises(ConfigError, match=reason):
+        await library.check_server(ScriptedLink(info))
+
+
+async def test_a_server_that_hides_its_policy_is_taken_on_trust() -> None:
+    """With a warning in the log."""
+    with structlog.testing.capture_logs() as logs:
+        await library.check_server(ScriptedLink("redis_version:7.0.0"))
+    assert [log["event"] for log in logs] == ["server_not_checked"]
 
 
 @pytest.mark.server
