@@ -80,7 +80,7 @@ class ScriptedLink(Link):
     def __init__(self, reply: str) -> None:
         self._reply = reply.encode()
 
-    async def exchange(self, payload: bytes, num_replies: int, *, timeout_s: float) -> list[Reply]:
+    async def exchange(self, payload: bytes, num_replies: int, *, timeout_s: float) -> list[Reply]:  # noqa: ARG002 - the interface has them
         """See Link."""
         return [self._reply] * num_replies
 
