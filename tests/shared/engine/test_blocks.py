@@ -4,12 +4,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
-    multiple,
+    precondition,
     rule,
 )
 
@@ -196,6 +194,18 @@ def test_going_on_inside_a_published_block_takes_a_copy() -> None:
     assert pool.open(list(range(9))).block_ids == published
 
 
+def test_what_is_published_after_rolling_back_has_the_new_tokens_name() -> None:
+    """The chain of names goes back too: nobody finds the new tokens under the old ones."""
+    pool = BlockPool(16, 4)
+    table = filled(pool, list(range(8)))
+    table.roll_back(6)
+    table.extend(12)
+    new = [0, 1, 2, 3, 4, 5, 60, 70, 8, 9, 10, 11]
+    table.publish(new)
+    assert pool.open([*new, 1]).block_ids == table.block_ids
+    assert pool.open([*range(12), 1]).num_cached_tokens == 8
+
+
 def test_going_on_inside_a_shared_block_takes_a_copy_only_while_shared() -> None:
     """A branch reads the trunk's block: the trunk leaves it, or waits for the branch to end."""
     pool = BlockPool(16, 4)
@@ -224,8 +234,11 @@ def test_a_copy_without_room_changes_nothing() -> None:
     assert trunk.extend(7) is None
 
 
-NUM_BLOCKS, BLOCK_SIZE = 10, 3
-SHARES = st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0, 1.0])  # of a sequence's tokens
+NUM_BLOCKS, BLOCK_SIZE = 9, 3
+PICK = st.integers(0, 11)  # a sequence, by its index modulo how many there are
+DROP = st.integers(0, 7)  # tokens from the end
+TOKEN_ID = st.integers(0, 2)  # few, so that sequences often become alike again
+PROMPT = [0, 1, 2, 1, 0, 2, 2, 1, 0, 1]
 
 
 class Sequence:
@@ -243,8 +256,6 @@ class BlockPoolMachine(RuleBasedStateMachine):
     `slots` is the cache: what was written where. New tokens and copies take effect together in a
     pass, copies first, as in a worker's round.
     """
-
-    sequences = Bundle("sequences")
 
     @initialize()
     def start(self) -> None:
@@ -264,61 +275,72 @@ class BlockPoolMachine(RuleBasedStateMachine):
                 self.slots[block_id][index % BLOCK_SIZE] = slot
         self.copies, self.writes = [], []
 
-    def track(self, table: BlockTable, token_ids: list[int], salt: str) -> Sequence:
-        sequence = Sequence(table, token_ids, salt)
-        self.live.append(sequence)
-        return sequence
-
-    @rule(target=sequences, length=st.integers(1, 12), salt=st.sampled_from(["a", "b"]))
-    def open(self, length: int, salt: str) -> Sequence:
-        prompt = [index % 3 for index in range(length)]  # alike, so that prompts share
-        table = self.pool.open(prompt, salt=salt)
-        assert table.num_cached_tokens < length
-        return self.track(table, prompt[: table.num_cached_tokens], salt)
-
-    @rule(sequence=sequences, count=st.integers(1, 7), token_id=st.integers(0, 2))
-    def write(self, sequence: Sequence, count: int, token_id: int) -> None:
+    def write(self, sequence: Sequence, token_ids: list[int]) -> None:
         table, length = sequence.table, len(sequence.token_ids)
         before = (list(table.block_ids), table.num_tokens, self.pool.num_free)
         try:
-            copy = table.extend(length + count)
+            copy = table.extend(length + len(token_ids))
         except OutOfBlocks:
             assert (table.block_ids, table.num_tokens, self.pool.num_free) == before
             return
         self.copies += [copy] if copy else []
-        sequence.token_ids += [(token_id + index) % 3 for index in range(length, length + count)]
         self.writes.append((sequence, length))
+        sequence.token_ids += token_ids
 
-    @rule(sequence=sequences, share=SHARES)
-    def roll_back(self, sequence: Sequence, share: float) -> None:
+    @rule(
+        prompt=st.sampled_from([PROMPT, PROMPT[:7], PROMPT[:6], [*PROMPT[:4], 2, 2, 2, 2]]),
+        salt=st.sampled_from(["a", "b"]),
+        is_published=st.booleans(),
+    )
+    def open(self, prompt: list[int], salt: str, is_published: bool) -> None:  # noqa: FBT001  drawn
+        table = self.pool.open(prompt, salt=salt)
+        assert table.num_cached_tokens < len(prompt)
+        sequence = Sequence(table, prompt[: table.num_cached_tokens], salt)
+        self.live.append(sequence)
+        self.write(sequence, prompt[table.num_cached_tokens :])
+        if is_published:
+            self.run_pass()
+            table.publish(sequence.token_ids)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, drop=DROP, token_ids=st.lists(TOKEN_ID, max_size=5))
+    def go_on(self, pick: int, drop: int, token_ids: list[int]) -> None:
+        """Reject the last tokens, as after a wrong draft, and write others."""
+        sequence = self.live[pick % len(self.live)]
         self.run_pass()
-        length = int(share * len(sequence.token_ids))
+        length = max(0, len(sequence.token_ids) - drop)
         sequence.table.roll_back(length)
         del sequence.token_ids[length:]
+        self.write(sequence, token_ids)
 
-    @rule(sequence=sequences, share=SHARES)
-    def publish(self, sequence: Sequence, share: float) -> None:
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, drop=DROP)
+    def publish(self, pick: int, drop: int) -> None:
+        sequence = self.live[pick % len(self.live)]
         self.run_pass()
-        sequence.table.publish(sequence.token_ids[: int(share * len(sequence.token_ids))])
+        sequence.table.publish(sequence.token_ids[: max(0, len(sequence.token_ids) - drop)])
 
-    @rule(target=sequences, sequence=sequences, share=SHARES)
-    def fork(self, sequence: Sequence, share: float) -> Sequence:
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, drop=DROP)
+    def fork(self, pick: int, drop: int) -> None:
+        sequence = self.live[pick % len(self.live)]
         self.run_pass()
-        length = int(share * len(sequence.token_ids))
+        length = max(0, len(sequence.token_ids) - drop)
         try:
             branch, copy = sequence.table.fork(length)
         except OutOfBlocks:
             assert self.pool.num_free == 0
-            return multiple()  # type: ignore[return-value]  # Hypothesis: nothing joins the bundle
+            return
         self.copies += [copy] if copy else []
-        return self.track(branch, sequence.token_ids[:length], sequence.salt)
+        self.live.append(Sequence(branch, sequence.token_ids[:length], sequence.salt))
 
-    @rule(sequence=consumes(sequences))
-    def release(self, sequence: Sequence) -> None:
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK)
+    def release(self, pick: int) -> None:
+        sequence = self.live.pop(pick % len(self.live))
         self.writes = [write for write in self.writes if write[0] is not sequence]
         sequence.table.release()
         sequence.table.release()
-        self.live.remove(sequence)
 
     @rule()
     def compute(self) -> None:
@@ -329,6 +351,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
         holders = [0] * NUM_BLOCKS
         for sequence in self.live:
             table = sequence.table
+            assert len(table.block_ids) == -(-len(sequence.token_ids) // BLOCK_SIZE)
             assert len(set(table.block_ids)) == len(table.block_ids)
             for block_id in table.block_ids:
                 holders[block_id] += 1
@@ -345,6 +368,8 @@ class BlockPoolMachine(RuleBasedStateMachine):
             assert list(found)[: len(expected)] == expected
 
     def teardown(self) -> None:
+        self.run_pass()
+        self.readers_find_their_own_tokens()
         for sequence in self.live:
             sequence.table.release()
         assert self.pool.num_free == NUM_BLOCKS
@@ -354,4 +379,4 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
 
 TestBlockPoolMachine = BlockPoolMachine.TestCase
-TestBlockPoolMachine.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestBlockPoolMachine.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
