@@ -71,6 +71,7 @@ class _Load:
     mode: Mode
     probe_interval_s: float
     since_probe_s: float = 0.0  # seconds of rounds in `mode`
+    is_tried: bool = False  # the other mode, on purpose or by chance
     arms: dict[Mode, _Arm] = field(
         default_factory=lambda: {Mode.PLAIN: _Arm(), Mode.SPECULATIVE: _Arm()}
     )
@@ -143,6 +144,11 @@ class Goodput:
     def _is_probe_due(self, load: _Load, predicted_gain: Callable[[], float]) -> bool:
         if load.since_probe_s < load.probe_interval_s or not load.arms[load.mode].is_known:
             return False
+        if not load.is_tried and load.arms[_other(load.mode)].is_known:
+            load.is_tried = True  # rounds before the drafters came were the first trial
+            self._schedule(load, spent_s=PROBE_S)
+            return False
+        load.is_tried = True
         return load.mode is Mode.SPECULATIVE or predicted_gain() >= PROBE_GAIN
 
     def _end_probe_if_over(self, load: _Load) -> None:

@@ -113,6 +113,7 @@ def make_rig(
     max_num_seqs: int = 8,
     max_batched_tokens: int = 32,
     policy: Policy = Policy.ON,
+    profile: Sequence[Measured] = (Measured(1, 1, 0.001),),
     wrap: Callable[[FakeRunner], Runner] = lambda runner: runner,
 ) -> Rig:
     """An engine on FakeRunner."""
@@ -120,9 +121,7 @@ def make_rig(
     runner = FakeRunner(vocab_size=V, num_blocks=num_blocks, block_size=block_size)
     pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(pool, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
-    speculation = Speculation(
-        policy, Identity("target:a", "words"), profile=[Measured(1, 1, 0.001)], clock=clock
-    )
+    speculation = Speculation(policy, Identity("target:a", "words"), profile=profile, clock=clock)
     rounds = Rounds(wrap(runner), self_test=lambda: None)
     engine = Engine(rounds, scheduler, speculation, vocab_size=V, clock=clock)
     return Rig(engine, pool, runner, clock, speculation)
