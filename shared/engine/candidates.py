@@ -4,6 +4,7 @@ Noise is drawn only for tokens that can win, and for the short rows of a batch t
 costs more than the noise of a hundred tokens. Neither changes a score.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,15 +77,19 @@ def find_candidates(
     if not np.isfinite(best):
         return None
     if params.temperature == 0:
-        return Candidates(np.arange(len(values)), values - best, params, position)
-    with np.errstate(over="ignore"):  # to -inf, at temperatures near the smallest float
-        scaled = (values - best) / params.temperature
+        return Candidates(_all_ids(len(values)), values - best, params, position)
+    scaled = values - best
+    if params.temperature != 1.0:
+        with np.errstate(over="ignore"):  # to -inf, at temperatures near the smallest float
+            scaled /= params.temperature
     if has_filters(params):
         token_ids = np.flatnonzero(scaled >= keep_threshold(scaled, params))
         return Candidates(token_ids, scaled[token_ids], params, position)
-    token_ids = np.flatnonzero(scaled >= _LIKELY_SCORE - MAX_NOISE)
-    pruned = scaled if len(token_ids) < len(scaled) else None
-    return Candidates(token_ids, scaled[token_ids], params, position, pruned)
+    can_win = scaled >= _LIKELY_SCORE - MAX_NOISE
+    if can_win.all():
+        return Candidates(_all_ids(len(scaled)), scaled, params, position)
+    token_ids = np.flatnonzero(can_win)
+    return Candidates(token_ids, scaled[token_ids], params, position, pruned=scaled)
 
 
 def add_noise(batch: Sequence[Candidates], num: int) -> None:
@@ -102,6 +107,13 @@ def add_noise(batch: Sequence[Candidates], num: int) -> None:
             row.token_ids = np.flatnonzero(row.pruned >= LOWEST)
             row.scores = row.pruned[row.token_ids]
             row.scores += _draw(row)
+
+
+@functools.lru_cache(maxsize=4)  # one vocabulary a process
+def _all_ids(vocab_size: int) -> Ids:
+    token_ids = np.arange(vocab_size)
+    token_ids.flags.writeable = False
+    return token_ids
 
 
 def _draw(row: Candidates) -> Values:
