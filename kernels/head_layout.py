@@ -53,3 +53,8 @@ class LayerCache:
         shape = (num_blocks * block_size, layout.num_kv_heads, layout.head_dim)
         keys, values = torch.zeros(shape), torch.zeros(shape)
         return cls(keys, values, keys.view(num_blocks, -1), values.view(num_blocks, -1))
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block."""
+        return len(self.keys) // len(self.key_blocks)

@@ -31,18 +31,15 @@ def turns_of(table: Tensor, positions: Tensor, layout: HeadLayout) -> Tensor:
 
 def rotary_kv_write_reference(
     qkv: Tensor, turns: Tensor, layout: HeadLayout, cache: LayerCache, slot_mapping: Tensor
-) -> Tensor:
-    """Turn queries and keys and write keys and values. `qkv` is used up.
+) -> None:
+    """Turn queries and keys where they are and write keys and values.
 
     Args:
-        qkv: [T, (queries + keys + values) x head_dim] float32, contiguous.
+        qkv: [T, (queries + keys + values) x head_dim] float32, contiguous; changed in place.
         turns: what `turns_of` made for these rows.
         layout: of the rows.
         cache: where keys and values go.
         slot_mapping: [T] int64, a slot a row.
-
-    Returns:
-        [T, num_heads, head_dim] float32, a view of `qkv`.
     """
     torch.view_as_complex(qkv.view(-1, layout.num_all, layout.head_dim // 2, 2)).mul_(turns)
     heads = qkv.view(-1, layout.num_all, layout.head_dim)
@@ -50,4 +47,3 @@ def rotary_kv_write_reference(
     cache.keys.index_copy_(0, slot_mapping, keys)
     values = heads.narrow(1, layout.num_rotated, layout.num_kv_heads)
     cache.values.index_copy_(0, slot_mapping, values)
-    return heads.narrow(1, 0, layout.num_heads)

@@ -68,6 +68,6 @@ class Decoder:
             rotated = heads.narrow(1, 0, self._layout.num_rotated)
             rotated.copy_(rms_norm_reference(rotated, layer.qk_norm))
         cache = self._cache[index]
-        queries = rotary_kv_write_reference(qkv, turns, self._layout, cache, batch.slot_mapping)
+        rotary_kv_write_reference(qkv, turns, self._layout, cache, batch.slot_mapping)
         window = self._config.windows[index]
-        return paged_attention_reference(queries, cache, batch.plan, window)
+        return paged_attention_reference(qkv, cache, batch.plan, window)

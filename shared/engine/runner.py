@@ -74,7 +74,7 @@ class ModelRunner(Runner):
             slot_mapping=_int64(slot_mapping),
             plan=plan_attention(
                 attention_spans,
-                block_size=block_size,
+                cache=self._cache.layers[0],
                 layout=self.config.layout,
                 windows=self._windows,
             ),

@@ -145,8 +145,8 @@ def test_sequences_may_share_a_prefix(tmp_path: Path) -> None:
     close(logits, torch.cat([expected_logits(model, prefix + tail)[16:] for tail in tails]))
 
 
-def test_a_row_has_the_same_bits_in_any_linear_batch(tmp_path: Path) -> None:
-    """With 16-bit weights a decode and a verify round agree far below the promised 1e-5."""
+def test_decodes_and_verify_rounds_agree_far_below_the_promise(tmp_path: Path) -> None:
+    """With 16-bit weights a row hardly depends on its pass; where sums are steady, not at all."""
     save_checkpoint(tmp_path, CONFIGS["llama"], dtype=torch.float16)
     runner = load(tmp_path, 16)
     token_ids = random_tokens(30)
