@@ -16,7 +16,7 @@ import structlog
 from shared.bus.jobs import Claim, Delivery, JobQueue
 from shared.bus.log import SessionLog
 from shared.common.clock import Clock
-from shared.common.errors import ClientError, PeerError, Unavailable
+from shared.common.errors import ClientError, ConfigError, PeerError, Unavailable
 from shared.protocol.jobs import JobEntry, parse_entry
 from shared.protocol.records import Failed, Record
 from shared.protocol.requests import ChatRequest, parse_request
@@ -113,6 +113,10 @@ class Intake:
     async def _settle(self, delivery: Delivery) -> None:
         try:
             await self._take(delivery)
+        except ConfigError:
+            raise  # the whole worker's trouble
+        except Exception:  # noqa: BLE001 -- one entry must not end the worker; it stays pending
+            _log.exception("delivery_failed", entry_id=delivery.entry_id)
         finally:
             self.num_pending -= 1
 
@@ -163,6 +167,8 @@ class Intake:
         except PeerError as error:
             _log.error("log_unusable", job_id=claim.job_id, reason=str(error))
             return Failed("log_unusable", str(error))
+        except ConfigError:
+            raise
         except Exception:  # noqa: BLE001 -- what a body makes a template raise ends this job alone
             _log.exception("admission_failed", job_id=claim.job_id)
             return Failed("internal_error", "the request could not be prepared")

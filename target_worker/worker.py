@@ -15,7 +15,7 @@ from shared.bus.jobs import Claim, JobQueue
 from shared.bus.log import CommitReply, CommitStatus, SessionLog
 from shared.bus.mail import DraftBoard, Inbox
 from shared.common.clock import Clock
-from shared.common.errors import Unavailable
+from shared.common.errors import ConfigError, Unavailable
 from shared.protocol.limits import HEARTBEAT_INTERVAL_S
 from shared.protocol.messages import CancelNotice
 from shared.protocol.records import Failed
@@ -107,6 +107,7 @@ class TargetWorker:
         Raises:
             EngineFailed: the engine broke or hangs; nothing was handed back, so that a job that
                 does this to its workers is counted.
+            ConfigError: the server does not let us in any more.
         """
         await self._fleet.beat(self._status())
         self._thread.start()
@@ -129,9 +130,9 @@ class TargetWorker:
                 await self._finish()
                 for task in background:
                     task.cancel()
-        except* EngineFailed as failures:
+        except* (EngineFailed, ConfigError) as failures:
             await self._retire()
-            raise failures.exceptions[0] from None
+            raise _first(failures) from None
 
     async def _finish(self) -> None:
         """The end of a drain."""
@@ -165,7 +166,7 @@ class TargetWorker:
         try:
             async with asyncio.timeout(FLUSH_S):
                 await self._fleet.retire(self._bus.worker_id)
-        except (TimeoutError, Unavailable):
+        except (TimeoutError, Unavailable, ConfigError):
             _log.warning("retire_failed")  # the heartbeat runs out by itself
 
     def _room(self) -> int:
@@ -269,3 +270,9 @@ class TargetWorker:
             num_preemptions=engine.num_preemptions,
             speculation=totals.speculation(),
         )
+
+
+def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+    """The first error in a group of groups."""
+    error = failures.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -198,3 +198,18 @@ def test_every_session_ends_in_any_pool_that_holds_one(
             break
     assert not left
     assert scheduler.pool.num_free == num_blocks
+
+
+def test_room_of_wrong_guesses_is_given_back() -> None:
+    """After a round a session holds what its confirmed tokens need, no more."""
+    scheduler = make_scheduler()
+    session = make_session(5)
+    scheduler.add(session)
+    finish(scheduler, plan(scheduler))
+    (row,) = plan(scheduler)
+    scheduler.add_draft(row, [8] * 9)
+    session.confirm([7])  # all wrong
+    scheduler.computed(row, 0)
+    assert session.table is not None
+    assert len(session.table.block_ids) == 2
+    assert (session.num_computed, len(session.token_ids)) == (6, 7)
