@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kernels.attention_plan import AttentionGroup
 from kernels.linear import add_linear_reference, linear_reference
-from kernels.paged_attention import AttentionGroup, paged_attention_reference
+from kernels.paged_attention import paged_attention_reference
 from kernels.rms_norm import rms_norm_reference
 from kernels.rotary_kv_write import rotary_kv_write_reference, turns_of
 from kernels.silu_mul import silu_mul_reference

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.paged_attention import AttentionSpan, plan_attention
+from kernels.attention_plan import AttentionSpan, plan_attention
 from shared.engine.cache import PagedCache
 from shared.engine.config import ModelConfig
 from shared.engine.decoder import Batch, Decoder
@@ -38,7 +38,10 @@ class ModelRunner(Runner):
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> Tensor:
-        """See Runner. All spans belong to different sequences; at least one row in all."""
+        """See Runner. Needs at least one span; no two of them of one sequence.
+
+        Logits are an inference tensor: torch refuses to change them in place outside such a mode.
+        """
         return self._decoder.forward(self._batch(spans))
 
     @torch.inference_mode()

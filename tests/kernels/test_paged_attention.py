@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from kernels.attention_plan import AttentionSpan, plan_attention
 from kernels.head_layout import HeadLayout, LayerCache
-from kernels.paged_attention import (
-    AttentionSpan,
-    group_spans,
-    paged_attention_reference,
-    plan_attention,
-    steady_rows,
-    steady_tokens,
-)
+from kernels.paged_attention import paged_attention_reference
 
 NUM_BLOCKS = 300
 SHAPES = {
@@ -152,24 +146,6 @@ def test_padding_never_reads_past_the_cache() -> None:
     torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "group_size", "expected"),
-    [(1, 3, 1), (2, 3, 2), (10, 3, 10), (11, 3, 12), (17, 2, 18), (33, 1, 36), (64, 3, 64)],
-)
-def test_no_rest_of_one_to_three_rows(num_rows: int, group_size: int, expected: int) -> None:
-    """The tile that MKL would add up in another order is padded; a lone row is dealt with apart."""
-    assert steady_rows(num_rows, group_size) == expected
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "expected"),
-    [(1, 16), (192, 192), (193, 384), (384, 384), (385, 400), (512, 512), (700, 704), (705, 896)],
-)
-def test_no_sum_is_split_in_the_middle(num_tokens: int, expected: int) -> None:
-    """Contexts in the uneven range of a tile are padded to its end."""
-    assert steady_tokens(num_tokens) == expected
-
-
 def has_steady_sums() -> bool:
     """Whether this machine's matrix library adds up as `steady_rows` and `steady_tokens` assume."""
     generator = torch.Generator().manual_seed(1)
@@ -197,19 +173,3 @@ def test_a_row_has_the_same_bits_in_any_batch() -> None:
             alone = AttentionSpan(0, 1, context_len, span.block_ids)
             rows = attend(qkv[index : index + 1], cache, [alone], layout)
             assert torch.equal(rows[0], together[index]), (span.num_rows, context_len)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "sizes"),
-    [
-        pytest.param([(1, 100)] * 16, [16], id="alike"),
-        pytest.param([(1, 100), (1, 110), (1, 120)], [3], id="nearly-alike"),
-        pytest.param([(1, 100)] * 8 + [(1, 1000)], [8, 1], id="one-long-context"),
-        pytest.param([(256, 256)] + [(1, 100)] * 3, [3, 1], id="one-prefill"),
-        pytest.param([(5, 100)] * 3 + [(4, 100)], [4], id="one-shorter-guess"),
-    ],
-)
-def test_spans_are_grouped_by_likeness(shapes: list[tuple[int, int]], sizes: list[int]) -> None:
-    """Padding is accepted while it is cheaper than another call."""
-    groups = group_spans(make_spans(shapes, 16))
-    assert [len(group) for group in groups] == sizes

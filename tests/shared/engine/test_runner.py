@@ -158,7 +158,7 @@ def test_decodes_and_verify_rounds_agree_far_below_the_promise(tmp_path: Path) -
 
 
 def test_logits_are_fresh_memory_in_float32(tmp_path: Path) -> None:
-    """The caller may keep and change what it got while the next pass runs."""
+    """The caller may keep what it got while the next pass runs."""
     save_checkpoint(tmp_path, CONFIGS["llama"], dtype=torch.bfloat16)
     runner = load(tmp_path, 16)
     first = runner.run([Span([1, 2, 3], 0, range(8), 3)])
