@@ -42,6 +42,12 @@ class RoundCost:
         self._num_observed = 0
 
     @property
+    def prices_s(self) -> tuple[float, float, float]:
+        """Seconds: of any round, of each sequence in it, of each row."""
+        fixed, per_sequence, per_row = self._prices
+        return fixed, per_sequence, per_row
+
+    @property
     def per_row_s(self) -> float:
         """Seconds that one more row of a sequence adds."""
         return self._prices[2]
@@ -82,9 +88,9 @@ class RoundCost:
 
 
 def _fit_profile(profile: Sequence[Measured]) -> list[float]:
-    """The prices that fit best, none of them below a small share of the cheapest round."""
+    """The prices that fit best in proportion, none below a small share of the cheapest round."""
     features = np.array([(1.0, measured.num_sequences, measured.num_rows) for measured in profile])
     seconds = np.array([measured.seconds for measured in profile])
-    solved, *_ = np.linalg.lstsq(features, seconds)
+    solved, *_ = np.linalg.lstsq(features / seconds[:, None], np.ones(len(seconds)))
     prices: list[float] = np.maximum(solved, _MIN_SHARE * seconds.min()).tolist()
     return prices

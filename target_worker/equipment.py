@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import structlog
 import torch
 
 from shared.common.clock import Clock
@@ -18,6 +19,8 @@ from target_worker.rounds import Rounds
 from target_worker.scheduler import Scheduler
 from target_worker.speculation import Identity, Speculation
 from target_worker.warmup import profile, self_test
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,13 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
         Identity(worker_id, served.tokenizer.fingerprint),
         profile=prices,
         clock=clock,
+    )
+    fixed_s, per_sequence_s, per_row_s = speculation.cost.prices_s
+    _log.info(
+        "rounds_profiled",
+        fixed_ms=round(1e3 * fixed_s, 3),
+        per_sequence_ms=round(1e3 * per_sequence_s, 3),
+        per_row_ms=round(1e3 * per_row_s, 3),
     )
     return Engine(
         Rounds(runner, lambda: self_test(runner, pool)),

@@ -35,9 +35,9 @@ PROBE_LIMIT_S = 1.5  # wall clock; no drafter answered, or none could be measure
 PROBE_BUDGET = 0.02  # share of the time that trials may take
 FIRST_PROBE_AFTER_S = 0.5  # speculating without ever having seen plain speed: find out soon
 MAX_PROBE_INTERVAL_S = 300.0
-START_GAIN = (
-    1.3  # a predicted gain (drafting free) below this is likely eaten by the drafter's work
-)
+START_GAIN = 1.3  # a predicted gain (drafting free) from here on starts speculative
+DOUBTFUL_GAIN = 1.15  # from here on plain, and tried soon; below, the drafter's work likely eats it
+FIRST_TRY_AFTER_S = 2.0
 PROBE_GAIN = 1.05  # below this not even free drafting would pay: no trial
 SWITCH_OFF = 0.98  # speculative over plain speed; the gap between the two is the hysteresis
 SWITCH_ON = 1.05
@@ -172,6 +172,8 @@ class Goodput:
 def _new_load(predicted_gain: float) -> _Load:
     if predicted_gain >= START_GAIN:
         return _Load(Mode.SPECULATIVE, FIRST_PROBE_AFTER_S)
+    if predicted_gain >= DOUBTFUL_GAIN:
+        return _Load(Mode.PLAIN, FIRST_TRY_AFTER_S)
     return _Load(Mode.PLAIN, PROBE_LIMIT_S / 2 / PROBE_BUDGET)
 
 
