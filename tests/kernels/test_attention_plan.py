@@ -40,6 +40,7 @@ def test_no_sum_is_split_in_the_middle(num_tokens: int, expected: int) -> None:
         pytest.param([(1, 100)] * 8 + [(1, 1000)], [8, 1], id="one-long-context"),
         pytest.param([(256, 256)] + [(1, 100)] * 3, [3, 1], id="one-prefill"),
         pytest.param([(5, 100)] * 3 + [(4, 100)], [4], id="one-shorter-guess"),
+        pytest.param([(1, 400)] * 16, [10, 6], id="too-much-memory"),
     ],
 )
 def test_spans_are_grouped_by_likeness(shapes: list[tuple[int, int]], sizes: list[int]) -> None:
