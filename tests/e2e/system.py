@@ -69,7 +69,7 @@ class System:
 
     def log(self, job_id: str) -> list[Record]:
         """All records of a job so far."""
-        return [from_fields(fields) for _, fields in self.client.xrange(self.keys.log(job_id))]
+        return _records(self.client.xrange(self.keys.log(job_id)))
 
     def num_tokens(self, job_id: str) -> int:
         """Output tokens in the log so far."""
@@ -92,8 +92,8 @@ class System:
         self.client.close()
 
     def _is_over(self, job_id: str) -> bool:
-        newest = self.client.xrevrange(self.keys.log(job_id), count=1)
-        return bool(newest) and isinstance(from_fields(newest[0][1]), Terminal)
+        newest = _records(self.client.xrevrange(self.keys.log(job_id), count=1))
+        return bool(newest) and isinstance(newest[0], Terminal)
 
 
 def checked_tokens(records: Sequence[Record]) -> tuple[int, ...]:
@@ -111,6 +111,11 @@ def checked_tokens(records: Sequence[Record]) -> tuple[int, ...]:
     assert isinstance(end, Done)
     assert end.usage.completion_tokens == len(token_ids)
     return tuple(token_ids)
+
+
+def _records(reply: Any) -> list[Record]:  # noqa: ANN401 -- the client's types allow replies that a log never has
+    """The records in a reply to XRANGE: pairs of an id and a mapping of bytes to bytes."""
+    return [from_fields(fields) for _, fields in reply]
 
 
 def _is_ok(url: str) -> bool:
