@@ -1,0 +1,85 @@
+"""The engine and its drafters: whom it asks, tells, gives up and sends away."""
+
+from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Verdict
+from shared.protocol.records import Done
+from target_worker.goodput import Policy
+from tests.target_worker.engines import (
+    DRAFTER,
+    Drafter,
+    make_job,
+    make_rig,
+    reference,
+    right_guess,
+)
+
+
+def test_a_late_drafter_is_told_what_it_missed() -> None:
+    """Between request and offer tokens were confirmed; the first verdict closes the gap."""
+    rig = make_rig()
+    rig.engine.submit(make_job(max_tokens=30))
+    (request,) = rig.step().requests
+    for _ in range(4):
+        rig.step()
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
+    outcome = rig.engine.take_outcome()
+    (verdict,) = outcome.mail[DRAFTER]
+    assert isinstance(verdict, Verdict)
+    assert (verdict.base_len, len(verdict.token_ids)) == (len(request.token_ids), 5)
+
+
+def test_drafters_of_nobody_are_sent_away() -> None:
+    """An offer for a session that is over, or that wants none, is declined."""
+    rig = make_rig()
+    rig.engine.submit(make_job("plain", max_drafts=0, max_tokens=30))
+    assert not rig.step().requests
+    for session_id in ("plain/0", "gone/0"):
+        rig.engine.receive([DraftAccepted(session_id, DRAFTER)], 0.0)
+        assert rig.engine.take_outcome().mail == {DRAFTER: [DraftClosed(session_id)]}
+    rig.engine.receive([DraftPath("gone/0", 1, (1,)), DraftClosed("gone/0")], 0.0)
+    assert not rig.engine.take_outcome()
+
+
+def test_a_second_drafter_for_a_session_is_sent_away() -> None:
+    """One drafter gets the verdicts; its repeated offer is harmless."""
+    rig = make_rig()
+    rig.engine.submit(make_job(max_tokens=30))
+    rig.step()
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER), DraftAccepted("job/0", DRAFTER)], 0.0)
+    rig.engine.receive([DraftAccepted("job/0", "draft:b")], 0.0)
+    assert rig.engine.take_outcome().mail["draft:b"] == [DraftClosed("job/0")]
+
+
+def test_a_silent_drafter_is_given_up_and_another_one_asked() -> None:
+    """Verdicts without an answer for a second: a new request, decoding plainly meanwhile."""
+    rig = make_rig(num_blocks=400)
+    rig.engine.submit(make_job(max_tokens=1_400))
+    assert rig.step().requests
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
+    for _ in range(1_100):
+        rig.step()
+    assert len(rig.said.requests) == 2
+
+
+def test_an_ended_session_dismisses_its_drafter() -> None:
+    """The last word to a drafter is `closed`, after every verdict in order."""
+    rig = make_rig()
+    job = make_job()
+    rig.engine.submit(job)
+    drafter = Drafter(right_guess({"job/0": [*job.prompt_ids, *reference(rig, job)]}))
+    rig.run(drafter=drafter)
+    assert rig.said.mail[DRAFTER][-1] == DraftClosed("job/0")
+    assert not drafter.known
+
+
+def test_without_speculation_nobody_is_asked() -> None:
+    """Policy off: no requests, offers declined, guesses ignored."""
+    rig = make_rig(policy=Policy.OFF)
+    job = make_job(max_tokens=20)
+    rig.engine.submit(job)
+    rig.step()
+    rig.engine.receive([DraftPath("job/0", 6, tuple(range(5)))], 0.0)
+    rig.run()
+    assert not rig.said.requests
+    done = rig.records()[-1]
+    assert isinstance(done, Done)
+    assert (done.speculation.num_rounds, rig.runner.num_runs) == (0, 20)
