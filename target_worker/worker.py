@@ -196,11 +196,14 @@ class TargetWorker:
         if active is None:
             return
         active.heard_s = self._clock.monotonic_s()
-        if is_over or reply.status is not CommitStatus.OK:
-            del self._active[key]
         if reply.status is not CommitStatus.OK:
+            del self._active[key]
             self._handover.order(lambda engine: engine.drop(claim.job_id, epoch=claim.epoch))
-        elif reply.is_cancelled and not is_over:
+            self._queue.drop(claim)  # after the engine: its entry may come again at once
+        elif is_over:
+            del self._active[key]
+            self._queue.ended(claim)
+        elif reply.is_cancelled:
             self._handover.order(lambda engine: engine.cancel(claim.job_id))
 
     def _committed(self, num_outcomes: int) -> None:

@@ -55,7 +55,8 @@ class JobQueue:
         self._reader = bus.reader()
         self._known: set[tuple[str, str]] = set()  # given to our caller, as (stream, entry id)
         self._found: deque[Delivery] = deque()  # ours, not yet given to our caller
-        self._num_losses = -1  # so that the first fetch looks for what an earlier run left behind
+        self._num_drops = 0
+        self._looked_at = (-1, 0)  # so that the first fetch looks for what an earlier run left
         self._is_interrupted = False
         self._taking = asyncio.Lock()  # an answer under way must not look like a lost one
 
@@ -158,17 +159,24 @@ class JobQueue:
         keys = self._bus.keys
         names = [keys.job(claim.job_id), keys.jobs(Priority.HIGH)]
         await self._bus.function("outrider_release", names, claim.job_id, claim.epoch)
-        self.drop(claim)
+        self.ended(claim)
+
+    def ended(self, claim: Claim) -> None:
+        """Stop counting a job as this worker's: the server has acked its entry.
+
+        Should the server crash and come back without that, the entry is found and given out again.
+        """
+        self._known.discard((claim.stream, claim.entry_id))
 
     def drop(self, claim: Claim) -> None:
-        """Stop counting a job as this worker's: it has ended, or an append to it was refused.
+        """Stop counting a job as this worker's: an append to it was refused.
 
         If its entry is still pending here, the server has come back with an older state than we
         knew. Then the entry comes again with the next fetch, to be claimed anew from what the log
         holds.
         """
-        self._known.discard((claim.stream, claim.entry_id))
-        self._is_interrupted = True
+        self.ended(claim)
+        self._num_drops += 1
 
     async def bury(self, delivery: Delivery, *, reason: str, error: Failed | None = None) -> None:
         """Set an entry aside in the dead-letter stream and ack it.
@@ -236,13 +244,18 @@ class JobQueue:
     @property
     def _is_in_doubt(self) -> bool:
         """Whether the server may have given us entries that we never saw."""
-        return self._is_interrupted or self._num_losses != self._bus.num_losses
+        return self._is_interrupted or self._looked_at != self._doubts
+
+    @property
+    def _doubts(self) -> tuple[int, int]:
+        """Counted, not flagged: one more may come up while the last ones are looked into."""
+        return self._bus.num_losses, self._num_drops
 
     async def _find_lost(self) -> None:
         """After an interrupted call or a lost reply: look for entries of ours that we never saw."""
         if not self._is_in_doubt:
             return
-        num_losses = self._bus.num_losses
+        doubts = self._doubts
         queued = {(delivery.stream, delivery.entry_id) for delivery in self._found}
         for stream, entry_id in await self._pending() - self._known - queued:
             (row,) = await self._bus.call("XRANGE", stream, entry_id, entry_id) or [None]
@@ -250,7 +263,7 @@ class JobQueue:
                 await self._bus.call("XACK", stream, TARGET_GROUP, entry_id)
             else:
                 self._found.append(_delivery(stream, row))
-        self._is_interrupted, self._num_losses = False, num_losses
+        self._is_interrupted, self._looked_at = False, doubts
 
     async def _pending(self) -> set[tuple[str, str]]:
         """Everything delivered to this worker and not acked, as (stream, entry id)."""

@@ -28,6 +28,13 @@ from tests.target_worker.engines import tokens_of
 from tests.tiny_models import save_llama
 
 NAME = "tiny"
+LOSE_NEWEST = """
+local row = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local record = {}
+for i = 1, #row[2], 2 do record[row[2][i]] = row[2][i + 1] end
+redis.call('HSET', KEYS[2], 'len:0', record.off)
+return redis.call('XDEL', KEYS[1], row[1])
+"""
 
 
 def tiny_model(directory: Path) -> Path:
@@ -67,6 +74,12 @@ class Client:
     async def records(self, job_id: str) -> list[Record]:
         """Its log so far."""
         return [record for _, record in await self.log.read(job_id)]
+
+    async def lose_newest(self, job_id: str) -> None:
+        """Take the newest record, of tokens of choice 0, out of its log, as a crash may."""
+        keys = self.bus.keys
+        names = [keys.log(job_id), keys.job(job_id)]
+        assert await self.bus.call("EVAL", LOSE_NEWEST, len(names), *names) == 1
 
     async def num_tokens(self, job_id: str) -> int:
         """Output tokens of its first choice so far."""

@@ -263,6 +263,20 @@ async def test_a_server_restart_is_ridden_out(
     await worker.drained()
 
 
+async def test_a_server_that_lost_the_last_appends_gets_them_again(
+    running: Running, client: Client, model: Path
+) -> None:
+    """It comes back older than it was: the job is claimed anew and goes on from what is left."""
+    await client.submit("job", max_tokens=400)
+    await client.has_tokens("job", 20)
+    await client.lose_newest("job")
+    records = await client.finish("job")
+    assert tokens_of(records) == expected(model, body(max_tokens=400))
+    info = await client.log.info("job")
+    assert info is not None
+    assert info.epoch == 2
+
+
 async def test_a_hung_engine_loses_its_heartbeat_and_ends_the_worker(
     client: Client, bus: Bus, model: Path
 ) -> None:

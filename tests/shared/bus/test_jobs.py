@@ -328,7 +328,7 @@ async def test_a_server_with_an_older_state_is_caught_up_with(worker: BusWorker)
     again = await worker.take()
     assert (again.epoch, again.deliveries, again.lengths) == (2, 2, (2,))
     assert (await worker.append(again, tokens(2, 2), done())).status == "ok"
-    worker.jobs.drop(again)
+    worker.jobs.ended(again)
     assert await worker.fetch() == []
 
 
