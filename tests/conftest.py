@@ -1,5 +1,6 @@
-"""What many tests need: a real server, and a bus to it."""
+"""What many tests need: a real server, a bus to it, and torch on one thread."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +16,10 @@ from tests.server import Server
 # The machines that run this are shared: how long an example takes says nothing about the code.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+# More threads than cores wait for each other. Here, because torch reads it once, on import; the
+# processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ConnectBus = Callable[..., Awaitable[Bus]]
 

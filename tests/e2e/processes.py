@@ -21,7 +21,7 @@ class Process:
     def __init__(self, role: str, *flags: str, log: Path) -> None:
         self.role = role
         self.log = log
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", role, *flags],

@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 import msgspec
-import torch
 
 from shared.engine.blocks import BlockPool
 from shared.engine.runner import ModelRunner
@@ -22,7 +21,6 @@ _NUM_BLOCKS = 80  # one sequence of the model's whole context
 
 @cache
 def _model() -> tuple[ModelRunner, TextTokenizer]:
-    torch.set_num_threads(1)
     runner = ModelRunner.load(TARGET_MODEL, num_blocks=_NUM_BLOCKS, block_size=_BLOCK_SIZE)
     return runner, TextTokenizer.load(TARGET_MODEL)
 

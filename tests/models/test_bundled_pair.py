@@ -1,7 +1,6 @@
 """The bundled model pair: small, safe to load, one tokenizer, and a draft that knows its target."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
@@ -16,14 +15,6 @@ MAX_SIZE_BYTES = 26_000_000  # both, so that the repository stays quick to clone
 MAX_DRAFT_PARAMETERS = 1_000_000
 MIN_GREEDY_AGREEMENT = 0.7  # models/README.md: 0.87 to 0.93 measured on many prompts
 REQUEST = "Tell me a story about a dragon and a kite."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
