@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from draft_worker import noise
+from kernels.gumbel import gumbel
+from kernels.philox import round_keys
 from shared.engine.adjustments import Adjustments, changes_logits
 from shared.engine.sampling import Row
 from shared.protocol.sampling import SamplingParams
@@ -37,7 +38,7 @@ class Chooser:
         self.scale = 1.0 if self.is_greedy else 1.0 / params.temperature
         self.num_candidates = FEW_CANDIDATES if params.temperature < _MANY_FROM else MANY_CANDIDATES
         self.min_value = math.log(params.min_p) if params.min_p > 0.0 else -math.inf
-        self.keys = noise.round_keys(params.seed)
+        self.keys = round_keys(params.seed)
 
 
 def rank(
@@ -77,9 +78,9 @@ def _add_noise(
 ) -> None:
     """Turn logits of candidates, best first at 0, into values plus noise; dropped ones to -inf."""
     scores *= np.array([[chooser.scale] for chooser in choosers])
-    keys = np.stack([chooser.keys for chooser in choosers], axis=-1)
-    positions = np.array([len(row.token_ids) for row in rows])
-    drawn = noise.gumbel(keys, positions, ids.T.astype(np.uint64)).T
+    keys = np.stack([chooser.keys for chooser in choosers], axis=-1)  # [rounds, 2, T]
+    positions = np.array([[len(row.token_ids)] for row in rows], np.uint64)  # [T, 1]
+    drawn = gumbel(keys[..., None], positions, ids.astype(np.uint64))
     for index, chooser in enumerate(choosers):
         if chooser.is_greedy:
             drawn[index] = 0.0
