@@ -26,8 +26,8 @@ TARGET = ROOT / "models" / "storyteller"
 DRAFT = ROOT / "models" / "storyteller-draft"
 RESULTS = ROOT / "bench" / "results"
 STREAMS = (1, 4, 16)
-PROMPTS_PER_STREAM = {1: 4, 4: 2, 16: 2}
-WARM_UP = 4
+PEER_PROMPTS = 4  # or one a stream, if that is more; its speed does not depend on how many
+PROMPTS_PER_STREAM = {1: 12, 4: 4, 16: 2}
 OURS = {
     "outrider plain": ("--draft-workers", "0"),
     "outrider speculation": ("--draft-workers", "1"),
@@ -39,30 +39,28 @@ PEERS: dict[str, tuple[str, ...]] = {
 
 
 def measure_ours(flags: Sequence[str], temperature: float) -> dict[int, Load]:
-    """One round of one of our settings: start the system, warm it up, load it at every width."""
-    model = TARGET.name
+    """One round of one of our settings: start the system and load it at every width in turn.
+
+    Every width is warmed up with the work that is then measured: what is measured is the steady
+    state, after the system has learnt whether guessing pays at this load.
+    """
     with running("--target", str(TARGET), "--draft", str(DRAFT), *flags) as url:
-        warm_up = stream_all(url, model, PROMPTS[:WARM_UP], num_streams=2, temperature=temperature)
-        asyncio.run(warm_up)
-        return {
-            width: asyncio.run(
-                stream_all(
-                    url,
-                    model,
-                    PROMPTS[: width * PROMPTS_PER_STREAM[width]],
-                    num_streams=width,
-                    temperature=temperature,
+        loads = {}
+        for width in STREAMS:
+            prompts = PROMPTS[: width * PROMPTS_PER_STREAM[width]]
+            for _ in ("warm-up", "measured"):
+                load = stream_all(
+                    url, TARGET.name, prompts, num_streams=width, temperature=temperature
                 )
-            )
-            for width in STREAMS
-        }
+                loads[width] = asyncio.run(load)
+        return loads
 
 
 def measure_peer(
     flags: Sequence[str], width: int, temperature: float, threads: int
 ) -> dict[str, Any]:
     """One run of the peer in a process of its own, nothing of ours running."""
-    num_prompts = 4 if width == 1 else width
+    num_prompts = max(width, PEER_PROMPTS)
     command = [sys.executable, "-m", "bench.peers", str(TARGET), *flags]
     command += ["--streams", str(width), "--prompts", str(num_prompts)]
     command += ["--temperature", str(temperature), "--threads", str(threads)]

@@ -26,7 +26,8 @@ def running(*flags: str) -> Iterator[str]:
         RuntimeError: it ended before it was ready; its own words are on the terminal.
     """
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as data_dir:
-        command = [sys.executable, "-m", "stack", "--port", "0", "--data-dir", data_dir, *flags]
+        command = [sys.executable, "-m", "stack", "--port", "0", "--data-dir", data_dir]
+        command += ["--log-level", "warning", *flags]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
