@@ -1,5 +1,7 @@
 """`/v1/chat/completions`: create, and read again by id from a cursor."""
 
+from functools import partial
+
 from starlette.types import Receive, Scope, Send
 
 from gateway.answer import Answer
@@ -8,10 +10,9 @@ from gateway.config import GatewayConfig
 from gateway.desk import Desk
 from gateway.errors import ClientGone, JobFailed
 from gateway.exchange import Exchange
-from gateway.job import Job, Origin, make_job, new_id
+from gateway.job import Origin, make_job, new_id
 from gateway.position import Position, parse_cursor
-from gateway.streaming import stream
-from gateway.transcript import Transcript
+from gateway.streaming import leave, stream, whole
 from shared.common.errors import ClientError
 from shared.protocol.jobs import idempotent_id
 from shared.protocol.limits import MAX_ID_CHARS
@@ -26,6 +27,7 @@ class Chat:
     def __init__(self, desk: Desk, config: GatewayConfig) -> None:
         self._desk = desk
         self._config = config
+        self._exchange = partial(Exchange, send_deadline_s=config.send_deadline_s)
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/chat/completions`."""
@@ -42,10 +44,10 @@ class Chat:
                     frames = ChatFrames(answer.job)
                     await stream(exchange, answer, frames, keepalive_s=self._config.keepalive_s)
                 else:
-                    data = await whole(exchange, answer)
+                    data = await self._whole(exchange, answer)
         except ClientGone:
             # Who sends an idempotency key means to come back with it.
-            await self._leave(exchange, None if key else job)
+            await leave(exchange, self._desk, None if key else job)
             return
         await (exchange.end() if job.request.stream else exchange.respond(data))
 
@@ -62,9 +64,9 @@ class Chat:
                 if is_stream:
                     await self._stream(exchange, answer, seen)
                 else:
-                    data = await whole(exchange, answer)
+                    data = await self._whole(exchange, answer)
         except ClientGone:
-            await self._leave(exchange, job if is_stream else None)
+            await leave(exchange, self._desk, job if is_stream else None)
             return
         await (exchange.end() if is_stream else exchange.respond(data))
 
@@ -72,13 +74,11 @@ class Chat:
         frames = ChatFrames(answer.job, seen)
         await stream(exchange, answer, frames, keepalive_s=self._config.keepalive_s)
 
-    async def _leave(self, exchange: Exchange, job: Job | None) -> None:
-        self._desk.metrics.num_slow_clients += exchange.was_slow
-        if job is not None:
-            await self._desk.abandon(job)
-
-    def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
-        return Exchange(scope, receive, send, send_deadline_s=self._config.send_deadline_s)
+    async def _whole(self, exchange: Exchange, answer: Answer) -> bytes:
+        transcript = await whole(exchange, answer)
+        if isinstance(transcript.terminal, Failed):
+            raise JobFailed(transcript.terminal)
+        return completion(answer.job, transcript)
 
 
 def idempotency_key(exchange: Exchange) -> str:
@@ -92,20 +92,3 @@ def idempotency_key(exchange: Exchange) -> str:
         message = f"Idempotency-Key must be at most {MAX_ID_CHARS} characters"
         raise ClientError(message, param="Idempotency-Key")
     return key
-
-
-async def whole(exchange: Exchange, answer: Answer) -> bytes:
-    """Wait for the end, then all of it as JSON.
-
-    Raises:
-        JobFailed: it has no end to show.
-        ClientGone: the client left.
-    """
-    transcript = Transcript(answer.job.request.num_choices)
-    async with exchange.while_connected():
-        while not answer.is_over:
-            for entry in await answer.read(60.0):
-                transcript.add(entry)
-    if isinstance(transcript.terminal, Failed):
-        raise JobFailed(transcript.terminal)
-    return completion(answer.job, transcript)

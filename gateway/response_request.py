@@ -12,7 +12,7 @@ from msgspec import Meta, Raw
 from gateway.job import Job, Origin, make_job
 from shared.common.errors import ClientError
 from shared.protocol import limits
-from shared.protocol.requests import ChatMessage, TextPart, client_error
+from shared.protocol.requests import ChatMessage, TextPart, read_json
 
 _NAMES = {"max_completion_tokens": "max_output_tokens", "messages": "input"}  # chat's to ours
 _PASSED_ON = (
@@ -115,12 +115,7 @@ def parse_response_request(body: bytes, *, is_frame: bool = False) -> ResponseRe
     Raises:
         ClientError: not JSON, or a field is unknown, unsupported or malformed; `param` names it.
     """
-    try:
-        request = (_frame_decoder if is_frame else _request_decoder).decode(body)
-    except msgspec.ValidationError as error:
-        raise client_error(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ClientError(f"the body is not JSON: {error}", code="invalid_json") from error
+    request = read_json(_frame_decoder, body) if is_frame else read_json(_request_decoder, body)
     _refuse_unsupported(request)
     return request
 

@@ -1,5 +1,7 @@
 """`/v1/responses` over HTTP: create, read again from an event number, cancel."""
 
+from functools import partial
+
 from starlette.types import Receive, Scope, Send
 
 from gateway.answer import Answer
@@ -13,7 +15,7 @@ from gateway.job import Job, new_id
 from gateway.response_events import ResponseEvents, ResponseFrames
 from gateway.response_object import response_object
 from gateway.response_request import parse_response_request, response_job
-from gateway.streaming import stream
+from gateway.streaming import leave, stream, whole
 from gateway.transcript import Transcript
 from shared.common.errors import ClientError
 from shared.protocol.jobs import idempotent_id
@@ -30,6 +32,7 @@ class Responses:
     def __init__(self, desk: Desk, config: GatewayConfig) -> None:
         self._desk = desk
         self._config = config
+        self._exchange = partial(Exchange, send_deadline_s=config.send_deadline_s)
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/responses`."""
@@ -51,7 +54,7 @@ class Responses:
                 else:
                     data = await self._whole(exchange, answer)
         except ClientGone:
-            await self._leave(exchange, None if key else job)
+            await leave(exchange, self._desk, None if key else job)
             return
         await (exchange.end() if request.stream else exchange.respond(data))
 
@@ -69,7 +72,7 @@ class Responses:
             async with self._desk.resume(job) as answer:
                 await self._stream(exchange, answer, starting_after)
         except ClientGone:
-            await self._leave(exchange, job)
+            await leave(exchange, self._desk, job)
             return
         await exchange.end()
 
@@ -90,11 +93,7 @@ class Responses:
         await exchange.respond(encode(response_object(job, transcript)))
 
     async def _whole(self, exchange: Exchange, answer: Answer) -> bytes:
-        transcript = Transcript(1)
-        async with exchange.while_connected():
-            while not answer.is_over:
-                for entry in await answer.read(60.0):
-                    transcript.add(entry)
+        transcript = await whole(exchange, answer)
         if isinstance(transcript.terminal, Failed) and not transcript.lengths[0]:
             raise JobFailed(transcript.terminal)
         return encode(response_object(answer.job, transcript))
@@ -108,14 +107,6 @@ class Responses:
         if job.request.num_choices != 1:
             raise ClientError("a response has one choice; this answer has several", param="n")
         return job
-
-    async def _leave(self, exchange: Exchange, job: Job | None) -> None:
-        self._desk.metrics.num_slow_clients += exchange.was_slow
-        if job is not None:
-            await self._desk.abandon(job)
-
-    def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
-        return Exchange(scope, receive, send, send_deadline_s=self._config.send_deadline_s)
 
 
 def parse_number(text: str) -> int:

@@ -7,7 +7,7 @@ gateway.response_events with the lane's `stream_id`.
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import structlog
@@ -25,7 +25,7 @@ from gateway.response_events import Event, ResponseEvents
 from gateway.response_request import parse_response_request, response_job
 from shared.common.errors import ClientError, OutriderError, PeerError, Unavailable
 from shared.protocol.limits import MAX_ID_CHARS
-from shared.protocol.requests import client_error
+from shared.protocol.requests import read_json
 
 READ_S = 60.0  # nothing to do meanwhile: uvicorn's pings keep the connection alive
 RESTARTING = 1012  # the client comes back, elsewhere, and resumes
@@ -74,6 +74,11 @@ class Work(Struct, frozen=True):
 
     type: str
     data: bytes
+
+
+_head = msgspec.json.Decoder(Head)
+_cancel = msgspec.json.Decoder(CancelFrame)
+_resume = msgspec.json.Decoder(ResumeFrame)
 
 
 class Socket:
@@ -129,7 +134,7 @@ class Socket:
             lane: str | None = None
             try:
                 data = _data(message)
-                head = _decode(data, Head)
+                head = read_json(_head, data, what="frame")
                 lane = head.stream_id
                 await self._take(Work(head.type, data), lane, tasks)
             except (ClientError, Unavailable) as error:
@@ -137,7 +142,7 @@ class Socket:
 
     async def _take(self, work: Work, lane: str | None, tasks: asyncio.TaskGroup) -> None:
         if work.type == "response.cancel":
-            frame = _decode(work.data, CancelFrame)
+            frame = read_json(_cancel, work.data, what="frame")
             # Found first: cancelling an id that nobody has used would wait for its job.
             job = await self._desk.find(
                 frame.response_id, code="response_not_found", param="response_id"
@@ -173,7 +178,7 @@ class Socket:
         await self._forward(self._desk.submit(job), ResponseEvents(job, stream_id=lane), job)
 
     async def _resume(self, data: bytes, lane: str | None) -> None:
-        frame = _decode(data, ResumeFrame)
+        frame = read_json(_resume, data, what="frame")
         job = await self._desk.find(
             frame.response_id, code="response_not_found", param="response_id"
         )
@@ -256,12 +261,3 @@ def _data(message: Message) -> bytes:
     text: str | None = message.get("text")
     data: bytes = message.get("bytes") or b""
     return data if text is None else text.encode()
-
-
-def _decode(data: bytes, kind: type[Any]) -> Any:  # noqa: ANN401 - of the kind that was asked for
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        raise client_error(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ClientError(f"the frame is not JSON: {error}", code="invalid_json") from error

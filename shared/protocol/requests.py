@@ -6,7 +6,7 @@ clamped: a value out of range is an error.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ Stop = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_STRING_CHARS
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Count = Annotated[int, Meta(ge=1, le=limits.MAX_TOKENS_CAP)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Body = TypeVar("Body")
 
 
 class TextPart(msgspec.Struct, frozen=True):
@@ -142,17 +143,26 @@ def parse_request(body: bytes) -> ChatRequest:
         raise ClientError(
             f"the body must be at most {limits.MAX_BODY_BYTES} bytes", code="too_large", status=413
         )
-    try:
-        request = _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise client_error(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ClientError(f"the body is not JSON: {error}", code="invalid_json") from error
+    request = read_json(_decoder, body)
     _check_combinations(request)
     return request
 
 
-def client_error(error: msgspec.ValidationError) -> ClientError:
+def read_json(decoder: msgspec.json.Decoder[Body], data: bytes, *, what: str = "body") -> Body:
+    """What a client sent, checked by its type; `what` is what the client calls it.
+
+    Raises:
+        ClientError: not JSON, or a field is unknown or malformed; `param` names it.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _client_error(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ClientError(f"the {what} is not JSON: {error}", code="invalid_json") from error
+
+
+def _client_error(error: msgspec.ValidationError) -> ClientError:
     """msgspec's words as an error that names the field."""
     text = str(error)
     found = _PATH.search(text)

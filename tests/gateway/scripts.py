@@ -9,7 +9,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from shared.protocol.records import Record
+from shared.protocol.records import Failed, Record
 from tests.gateway.scripted import MODEL, STORY, Turn, story
 
 TEXT = "".join(STORY) + " End"
@@ -34,6 +34,11 @@ class Gated:
             await asyncio.sleep(0.01)
         for record in records[self._num_before :]:
             yield (record,)
+
+
+async def refuse(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
+    """A script that finds the prompt too long."""
+    yield (Failed("context_length_exceeded", "too long", "messages", 400),)
 
 
 async def until(socket: ClientConnection, *kinds: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from tests.gateway.scripted import (
     done,
     tokens,
 )
-from tests.gateway.scripts import CHAT, TEXT, Gated
+from tests.gateway.scripts import CHAT, TEXT, Gated, refuse
 
 pytestmark = pytest.mark.server
 
@@ -147,10 +147,6 @@ async def test_a_refusal_by_the_worker_is_a_proper_status(
     served: Running, target: ScriptedTarget
 ) -> None:
     """What only the model can judge is told before a stream begins."""
-
-    async def refuse(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
-        yield (Failed("context_length_exceeded", "too long", "messages", 400),)
-
     target.script = refuse
     for ask in (create, create_stream):
         with pytest.raises(openai.BadRequestError) as caught:

@@ -1,16 +1,14 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import httpx
 import openai
 import pytest
 from openai.types.responses import Response
 
-from shared.protocol.records import Failed, Record
 from tests.gateway.conftest import Running, StartGateway, eventually
 from tests.gateway.scripted import MODEL, STORY, ScriptedTarget, Turn
-from tests.gateway.scripts import CHAT, RESPONSE, TEXT, Gated
+from tests.gateway.scripts import CHAT, RESPONSE, TEXT, Gated, refuse
 
 pytestmark = pytest.mark.server
 
@@ -157,10 +155,6 @@ async def test_a_refusal_by_the_worker_is_a_proper_status(
     served: Running, target: ScriptedTarget
 ) -> None:
     """What only the model can judge is told before a stream begins."""
-
-    async def refuse(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
-        yield (Failed("context_length_exceeded", "too long", "messages", 400),)
-
     target.script = refuse
     for is_stream in (True, False):
         with pytest.raises(openai.BadRequestError, match="too long"):

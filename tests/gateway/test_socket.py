@@ -11,10 +11,10 @@ from websockets.frames import Frame, Opcode
 
 from gateway.server import MAX_FRAME_BYTES
 from gateway.transport import MAX_FRAGMENTS
-from shared.protocol.records import Failed, Record
+from shared.protocol.records import Record
 from tests.gateway.conftest import Running, StartGateway, eventually
 from tests.gateway.scripted import MODEL, ScriptedTarget, Turn, done, tokens
-from tests.gateway.scripts import RESPONSE, TEXT, Gated, closed, until
+from tests.gateway.scripts import RESPONSE, TEXT, Gated, closed, refuse, until
 
 pytestmark = pytest.mark.server
 
@@ -95,10 +95,6 @@ async def test_a_refusal_by_the_worker_ends_the_response(
     served: Running, target: ScriptedTarget
 ) -> None:
     """What only the model can judge is told in OpenAI's words and in ours; the lane is free."""
-
-    async def refuse(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
-        yield (Failed("context_length_exceeded", "too long", "messages", 400),)
-
     target.script = refuse
     async with open_socket(served) as socket:
         for _ in range(2):
