@@ -1,7 +1,6 @@
 """`python -m draft_worker`: guess tokens for the sessions of target workers."""
 
 import asyncio
-import os
 import secrets
 import signal
 import sys
@@ -15,14 +14,11 @@ from draft_worker.worker import DraftWorker, EngineFailed
 from shared.bus.connection import Bus
 from shared.common import log
 from shared.common.clock import SystemClock
-from shared.common.errors import Unavailable
+from shared.common.exits import run_worker
 from shared.config.flags import exits_on_config_error, load, log_config
 from shared.protocol.keys import Keys
 
 _PROG = "draft_worker"
-_EXIT_UNAVAILABLE = 1
-_EXIT_ENGINE_FAILED = 70  # EX_SOFTWARE
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = structlog.get_logger()
@@ -38,16 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _leave_early)
     with exits_on_config_error(_PROG):
         equipment = equip(config)
-        try:
-            asyncio.run(_serve(config, equipment, worker_id))
-        except Unavailable as error:
-            _log.error("server_unavailable", reason=str(error))
-            return _EXIT_UNAVAILABLE
-        except EngineFailed as error:
-            _log.exception("engine_failed", reason=str(error))
-            sys.stderr.flush()
-            os._exit(_EXIT_ENGINE_FAILED)  # an orderly exit could wait for a hanging thread
-    return 0
+        return run_worker(_serve(config, equipment, worker_id), engine_failed=EngineFailed)
 
 
 def _leave_early(_number: int, _frame: object) -> None:

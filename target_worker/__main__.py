@@ -1,18 +1,15 @@
 """`python -m target_worker`: check guesses, emit tokens, for jobs from the server."""
 
 import asyncio
-import os
 import secrets
 import signal
 import sys
 from collections.abc import Sequence
 
-import structlog
-
 from shared.bus.connection import Bus
 from shared.common import log
 from shared.common.clock import SystemClock
-from shared.common.errors import Unavailable
+from shared.common.exits import run_worker
 from shared.config.flags import exits_on_config_error, load, log_config
 from shared.protocol.keys import Keys
 from target_worker.config import Config
@@ -20,11 +17,7 @@ from target_worker.equipment import Equipment, build_engine, equip
 from target_worker.worker import EngineFailed, TargetWorker
 
 _PROG = "target_worker"
-_EXIT_UNAVAILABLE = 1
-_EXIT_ENGINE_FAILED = 70  # EX_SOFTWARE
 _SWITCH_INTERVAL_S = 0.0005  # how long the event loop may keep the interpreter from the engine
-
-_log = structlog.get_logger()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,16 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with exits_on_config_error(_PROG):
         equipment = equip(config)
-        try:
-            asyncio.run(_serve(config, equipment, worker_id))
-        except Unavailable as error:
-            _log.error("server_unavailable", reason=str(error))
-            return _EXIT_UNAVAILABLE
-        except EngineFailed as error:
-            _log.exception("engine_failed", reason=str(error))
-            sys.stderr.flush()
-            os._exit(_EXIT_ENGINE_FAILED)  # an orderly exit could wait for a hanging thread
-    return 0
+        return run_worker(_serve(config, equipment, worker_id), engine_failed=EngineFailed)
 
 
 async def _serve(config: Config, equipment: Equipment, worker_id: str) -> None:

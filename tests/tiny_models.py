@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
-END, USER, ASSISTANT = "<|endoftext|>", "<|user|>", "<|assistant|>"
-END_ID, USER_ID, ASSISTANT_ID = 0, 1, 2
+from models.recipe import vocabulary
+from models.recipe.vocabulary import ASSISTANT, END, END_ID, USER
 
 CHAT_TEMPLATE = (
     "{{- bos_token -}}"
@@ -36,17 +36,7 @@ _CORPUS = (
 @functools.cache
 def train_tokenizer(vocab_size: int = 320) -> Tokenizer:
     """A byte-level BPE tokenizer of `vocab_size` ids, 259 to 376: any text round-trips."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END, USER, ASSISTANT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
-    return tokenizer
+    return vocabulary.train_tokenizer(_CORPUS, vocab_size)
 
 
 def save_tokenizer(directory: Path, *, vocab_size: int = 320, max_model_len: int = 512) -> None:

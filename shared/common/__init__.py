@@ -1,1 +1,1 @@
-"""The ground floor: errors, time and logs. Imports nothing of ours."""
+"""The ground floor: errors, time, logs and exit statuses. Imports nothing of ours."""

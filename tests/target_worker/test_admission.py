@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from models.recipe.vocabulary import END_ID
 from shared.bus.jobs import Claim
 from shared.common.errors import ClientError, PeerError
 from shared.engine.sampling import choice_seed
@@ -17,7 +18,6 @@ from shared.protocol.requests import parse_request
 from target_worker.admission import Served, admit
 from target_worker.admitted import AdmittedJob
 from tests.target_worker import serving
-from tests.tiny_models import END_ID
 
 CLAIM = Claim("job", "jobs", "1-0", 1, 99, is_cancelled=False, deliveries=1, lengths=())
 

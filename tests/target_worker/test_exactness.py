@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.recipe.vocabulary import END_ID
 from shared.engine.blocks import BlockPool
 from shared.engine.runner import ModelRunner
 from shared.protocol.sampling import SamplingParams
@@ -17,7 +18,7 @@ from target_worker.scheduler import Scheduler
 from target_worker.speculation import Identity, Speculation
 from tests.fakes import ManualClock
 from tests.target_worker.engines import ENDLESS, Drafter, Guess, make_job, tokens_of
-from tests.tiny_models import END_ID, save_llama
+from tests.tiny_models import save_llama
 
 NUM_PROMPTS = 54
 NUM_BLOCKS = 120

@@ -78,11 +78,3 @@ def test_a_bad_value_exits_with_2_in_one_line(flags: list[str], word: str, model
     last = log.splitlines()[-1]
     assert last.startswith("target_worker: ")
     assert word in last
-
-
-def test_help_fits_one_screen() -> None:
-    """At most 24 lines of 100 columns."""
-    out, _ = run("--help").communicate(timeout=60)
-    lines = out.splitlines()
-    assert len(lines) <= 24
-    assert max(map(len, lines)) <= 100

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from models.recipe.vocabulary import END_ID
 from shared.common.errors import ClientError, ConfigError
 from shared.engine.text import TextStream, TextTokenizer
-from tests.tiny_models import END_ID, save_tokenizer, train_tokenizer
+from tests.tiny_models import save_tokenizer, train_tokenizer
 
 BYTE_LEVEL = TextTokenizer(train_tokenizer(), {}, None)
 TOKEN_IDS = st.lists(st.integers(0, train_tokenizer().get_vocab_size() - 1), max_size=60)
