@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from shared.protocol.records import Failed, Record
-from tests.gateway.scripted import MODEL, STORY, Turn, story
+from tests.gateway.scripted import MODEL, STORY, Turn, done, story, tokens
 
 TEXT = "".join(STORY) + " End"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a story."}]}
@@ -34,6 +34,15 @@ class Gated:
             await asyncio.sleep(0.01)
         for record in records[self._num_before :]:
             yield (record,)
+
+
+async def flood(turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
+    """A script that sends megabytes until it is cancelled, or has sent 500 MB."""
+    offset = 0
+    while not turn.is_cancelled and offset < 10_000:
+        yield tuple(tokens(*["x" * 50_000] * 10, offset=offset))
+        offset += 10
+    yield (done(offset),)
 
 
 async def refuse(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:

@@ -18,7 +18,7 @@ from tests.gateway.scripted import (
     done,
     tokens,
 )
-from tests.gateway.scripts import CHAT, TEXT, Gated, refuse
+from tests.gateway.scripts import CHAT, TEXT, Gated, flood, refuse
 
 pytestmark = pytest.mark.server
 
@@ -35,6 +35,18 @@ async def create_stream(served: Running, **fields: object) -> AsyncStream[ChatCo
     found = await served.client.chat.completions.create(**CHAT, **fields, stream=True)  # type: ignore[call-overload]
     assert isinstance(found, AsyncStream)
     return found
+
+
+async def post_raw(
+    served: Running, *, limit: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Ask for a stream over a socket that takes in no more than about `limit` bytes unread."""
+    host, port = served.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=limit)
+    body = httpx.Request("POST", "http://x", json=CHAT | {"stream": True}).content
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    return reader, writer
 
 
 async def test_a_completion_carries_text_usage_and_speculation(served: Running) -> None:
@@ -212,18 +224,14 @@ async def test_a_slow_client_costs_no_memory_and_loses_nothing(
     num_tokens, text = 3_000, "x" * 2_000
     finished = asyncio.Event()
 
-    async def flood(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
+    async def tell(_turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
         for offset in range(0, num_tokens, 50):
             yield tuple(tokens(*[text] * 50, offset=offset))
         yield (done(num_tokens),)
         finished.set()
 
-    target.script = flood
-    host, port = served.address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=2**16)
-    body = httpx.Request("POST", "http://x", json=CHAT | {"stream": True}).content
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    target.script = tell
+    reader, writer = await post_raw(served, limit=2**16)
     await asyncio.wait_for(finished.wait(), 30.0)
     received = 0
     async with asyncio.timeout(30.0):
@@ -240,18 +248,8 @@ async def test_a_client_that_never_reads_is_let_go(
     """Its job ends, and it is counted."""
     served = await start_gateway(send_deadline_s=0.2)
 
-    async def flood(turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
-        offset = 0
-        while not turn.is_cancelled:
-            yield tuple(tokens(*["x" * 50_000] * 10, offset=offset))
-            offset += 10
-
     target.script = flood
-    host, port = served.address.split(":")
-    _, writer = await asyncio.open_connection(host, int(port), limit=1_024)
-    body = httpx.Request("POST", "http://x", json=CHAT | {"stream": True}).content
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    _, writer = await post_raw(served, limit=1_024)
     await eventually(lambda: target.turns and target.turns[0].is_cancelled, 20.0)
     assert served.gateway.metrics.num_slow_clients == 1
     writer.close()

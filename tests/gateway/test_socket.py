@@ -1,5 +1,4 @@
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from websockets.frames import Frame, Opcode
 
 from gateway.server import MAX_FRAME_BYTES
 from gateway.transport import MAX_FRAGMENTS
-from shared.protocol.records import Record
 from tests.gateway.conftest import Running, StartGateway, eventually
-from tests.gateway.scripted import MODEL, ScriptedTarget, Turn, done, tokens
-from tests.gateway.scripts import RESPONSE, TEXT, Gated, closed, refuse, until
+from tests.gateway.scripted import MODEL, ScriptedTarget
+from tests.gateway.scripts import RESPONSE, TEXT, Gated, closed, flood, refuse, until
 
 pytestmark = pytest.mark.server
 
@@ -267,13 +265,6 @@ async def test_a_client_that_never_reads_is_let_go(
 ) -> None:
     """1013, and its jobs end."""
     served = await start_gateway(send_deadline_s=0.2)
-
-    async def flood(turn: Turn) -> AsyncIterator[tuple[Record, ...]]:
-        offset = 0
-        while not turn.is_cancelled and offset < 10_000:
-            yield tuple(tokens(*["x" * 50_000] * 10, offset=offset))
-            offset += 10
-        yield (done(offset),)
 
     target.script = flood
     async with open_socket(served, max_queue=1, max_size=None) as socket:
