@@ -29,7 +29,7 @@ class CommitStatus(StrEnum):
     OK = "ok"  # in the log, now or since an earlier try
     FENCED = "fenced"  # another epoch owns the job
     GONE = "gone"  # the job has ended, or the server does not know it
-    CONFLICT = "conflict"  # a record does not fit the log: a bug of ours
+    CONFLICT = "conflict"  # a record does not fit: the server came back older, or a bug of ours
 
 
 class Append(msgspec.Struct, frozen=True):
