@@ -30,7 +30,7 @@ class Config(CommonConfig, frozen=True, kw_only=True):
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="sessions guessed for")] = 64
     max_ahead: Annotated[
         int, Meta(ge=1, le=MAX_PATH_TOKENS, description="guesses beyond the confirmed tokens")
-    ] = 12
+    ] = 8
     num_branches: Annotated[
         int, Meta(ge=0, le=64, description="live branches of a session; 0: none")
     ] = 6

@@ -12,7 +12,7 @@ class DraftLimits:
     """
 
     max_num_seqs: int = 64  # sessions guessed for at once
-    max_ahead: int = 12  # guesses beyond the last confirmed token: K is 8, the rest hides a hop
+    max_ahead: int = 8  # guesses beyond the last confirmed token: K; more only costs CPU here
     num_branches: int = 6  # branches alive in one session; 0 turns them off
     num_alternates: int = 2  # runners-up per position that may become a branch
     max_num_rows: int = 32  # sequences that grow in one step: it bounds the latency of a step
