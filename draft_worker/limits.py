@@ -8,7 +8,8 @@ class DraftLimits:
     """Bounds on sessions, on how far guesses run ahead, and on the work of one step.
 
     The defaults were tuned by simulating target and drafter in virtual time, with the bundled pair
-    and measured costs (round 2.3 ms, step 0.42 + 0.065 ms a row, hop 0.4 ms): docs/decisions.md.
+    and measured costs (round 2.3 ms, step 0.42 + 0.065 ms a row, hop 0.4 ms), except `max_ahead`,
+    which was tuned on the running system: docs/decisions.md.
     """
 
     max_num_seqs: int = 64  # sessions guessed for at once

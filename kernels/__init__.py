@@ -1,4 +1,4 @@
-"""Fused operations, one file each: formula, PyTorch reference (the CPU path) and GPU kernel.
+"""Fused operations, one file each: formula, source and PyTorch reference, which is the CPU path.
 
 Imports nothing. transformers looks for a package of this name: `__version__ = "0"` tells it to look
 elsewhere.

@@ -32,6 +32,8 @@ RETRY_S = 1.0  # after the bus has given up, which takes it a while
 
 _log = structlog.get_logger()
 
+UNPREPARED = Failed("internal_error", "the request could not be prepared")
+
 T = TypeVar("T")
 
 
@@ -115,8 +117,11 @@ class Intake:
             await self._take(delivery)
         except ConfigError:
             raise  # the whole worker's trouble
-        except Exception:  # noqa: BLE001 -- one entry must not end the worker; it stays pending
+        except Exception:  # noqa: BLE001 -- one entry must not end the worker, nor be tried for ever
             _log.exception("delivery_failed", entry_id=delivery.entry_id)
+            await _patiently(
+                lambda: self._queue.bury(delivery, reason="internal_error", error=UNPREPARED)
+            )
         finally:
             self.num_pending -= 1
 
@@ -171,7 +176,7 @@ class Intake:
             raise
         except Exception:  # noqa: BLE001 -- what a body makes a template raise ends this job alone
             _log.exception("admission_failed", job_id=claim.job_id)
-            return Failed("internal_error", "the request could not be prepared")
+            return UNPREPARED
 
 
 def _read_body(entry: JobEntry) -> ChatRequest | Failed:
