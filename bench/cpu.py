@@ -1,7 +1,7 @@
 """`make bench`: plain decoding, speculation and transformers in one run, with the same prompts.
 
 Writes cpu.json (every sample), cpu.md (the table) and cpu.png (the plot) into bench/results/.
-Settings alternate round by round, so that a machine that slows down slows all of them.
+Settings take turns, so that a machine that slows down slows all of them.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ RESULTS = ROOT / "bench" / "results"
 STREAMS = (1, 4, 16)
 PEER_PROMPTS = 4  # or one a stream, if that is more; its speed does not depend on how many
 PROMPTS_PER_STREAM = {1: 12, 4: 4, 16: 2}
+TURNS = 3  # measured loads of each of our settings, a round and width
 OURS = {
     "outrider plain": ("--draft-workers", "0"),
     "outrider speculation": ("--draft-workers", "1"),
@@ -38,29 +40,34 @@ PEERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def measure_ours(flags: Sequence[str], temperature: float) -> dict[int, Load]:
-    """One round of one of our settings: start the system and load it at every width in turn.
+def measure_ours(temperature: float) -> Iterator[tuple[str, int, Load]]:
+    """One round of our settings: start them side by side and load them in turns, at every width.
 
-    Every width is warmed up with the work that is then measured: what is measured is the steady
-    state, after the system has learnt whether guessing pays at this load.
+    Only one is loaded at a time; a system without work costs next to nothing. Taking turns within
+    seconds is what makes their ratio worth something on a machine whose speed drifts. Every width
+    is warmed up with the work that is then measured: what is measured is the steady state, after
+    the system has learnt whether guessing pays at this load.
     """
-    with running("--target", str(TARGET), "--draft", str(DRAFT), *flags) as url:
-        loads = {}
+    with ExitStack() as stack:
+        models = ("--target", str(TARGET), "--draft", str(DRAFT))
+        urls = {name: stack.enter_context(running(*models, *flags)) for name, flags in OURS.items()}
         for width in STREAMS:
             prompts = PROMPTS[: width * PROMPTS_PER_STREAM[width]]
-            for _ in ("warm-up", "measured"):
-                load = stream_all(
-                    url, TARGET.name, prompts, num_streams=width, temperature=temperature
-                )
-                loads[width] = asyncio.run(load)
-        return loads
+            for turn in range(1 + TURNS):
+                for name, url in urls.items():
+                    load = stream_all(
+                        url, TARGET.name, prompts, num_streams=width, temperature=temperature
+                    )
+                    measured = asyncio.run(load)
+                    if turn:
+                        yield name, width, measured
 
 
 def measure_peer(
     flags: Sequence[str], width: int, temperature: float, threads: int
 ) -> dict[str, Any]:
     """One run of the peer in a process of its own, nothing of ours running."""
-    num_prompts = max(width, PEER_PROMPTS)
+    num_prompts = PEER_PROMPTS if "--assistant" in flags else max(width, PEER_PROMPTS)
     command = [sys.executable, "-m", "bench.peers", str(TARGET), *flags]
     command += ["--streams", str(width), "--prompts", str(num_prompts)]
     command += ["--temperature", str(temperature), "--threads", str(threads)]
@@ -72,17 +79,21 @@ def measure_peer(
 def run(rounds: int, temperature: float) -> dict[str, Any]:
     """All settings, `rounds` times, interleaved."""
     samples: dict[str, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    threads: dict[tuple[str, int], int] = {}  # what suits the peer best, found in the first round
     for number in range(rounds):
-        for name, flags in OURS.items():
-            for width, load in measure_ours(flags, temperature).items():
-                samples[name][width].append(_summary(load))
-                _say(number, name, width, samples[name][width][-1])
+        for name, width, load in measure_ours(temperature):
+            samples[name][width].append(_summary(load))
+            _say(number, name, width, samples[name][width][-1])
         for name, peer_flags in PEERS.items():
             for width in STREAMS:
-                # The peer gets the thread count that suits it best, found again in every round.
-                tries = [measure_peer(peer_flags, width, temperature, n) for n in (1, 2)]
-                samples[name][width].append(max(tries, key=_speed))
-                _say(number, name, width, samples[name][width][-1])
+                known = threads.get((name, width))
+                tries = {
+                    num: measure_peer(peer_flags, width, temperature, num)
+                    for num in ((1, 2) if known is None else (known,))
+                }
+                best = threads[name, width] = max(tries, key=lambda num: _speed(tries[num]))
+                samples[name][width].append(tries[best])
+                _say(number, name, width, tries[best])
     return {"samples": samples, "machine": machine(), "settings": _settings(rounds, temperature)}
 
 
@@ -130,6 +141,7 @@ def _say(number: int, name: str, width: int, sample: Mapping[str, Any]) -> None:
 def _settings(rounds: int, temperature: float) -> dict[str, Any]:
     return {
         "rounds": rounds,
+        "turns": TURNS,
         "temperature": temperature,
         "max_tokens": MAX_TOKENS,
         "command": f"python -m bench.cpu --rounds {rounds} --temperature {temperature}",
@@ -139,7 +151,7 @@ def _settings(rounds: int, temperature: float) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the three files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(argv)

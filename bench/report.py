@@ -40,18 +40,32 @@ def table(results: Mapping[str, Any], name: str) -> str:
 
 
 def ratios(samples: Samples, widths: Sequence[int]) -> list[str]:
-    """Medians of the ratios within each round: noise that hits a whole round cancels."""
-    lines = ["| ratio, median of rounds (low-high) | " + " | ".join(map(str, widths)) + " |"]
+    """Medians of ratios of neighbours in time: noise that hits both cancels."""
+    lines = [
+        "| ratio of neighbours in time, median (low-high) | " + " | ".join(map(str, widths)) + " |"
+    ]
     lines.append("|---|" + "---|" * len(widths))
     for above, below in ((PLAIN, GENERATE), (SPECULATION, PLAIN), (SPECULATION, GENERATE)):
         cells = []
         for width in widths:
-            pairs = zip(samples[above][width], samples[below][width], strict=True)
-            quotients = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs]
+            quotients = _quotients(samples[above][width], samples[below][width])
             middle = statistics.median(quotients)
             cells.append(f"{middle:.2f} ({min(quotients):.2f}-{max(quotients):.2f})")
         lines.append(f"| {above} / {below} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _quotients(
+    above: Sequence[Mapping[str, Any]], below: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Turn by turn; where one was measured more often, its median of each round."""
+    num = min(len(above), len(below))
+    speeds = []
+    for side in (above, below):
+        size = len(side) // num
+        chunks = [side[start * size : (start + 1) * size] for start in range(num)]
+        speeds.append([statistics.median(s["tokens_per_s"] for s in chunk) for chunk in chunks])
+    return [a / b for a, b in zip(*speeds, strict=True)]
 
 
 def plot(samples: Samples, path: Path) -> None:
@@ -122,8 +136,9 @@ def _method(results: Mapping[str, Any]) -> list[str]:
     machine, settings = results["machine"], results["settings"]
     described = ", ".join(f"{key} {value}" for key, value in machine.items())
     sentences = (
-        f"Medians of {settings['rounds']} rounds (lowest-highest), settings alternating within a",
-        f"round; temperature {settings['temperature']}, {settings['max_tokens']} tokens an answer,",
+        f"Medians (lowest-highest) of {settings['rounds']} rounds, in each of which our settings",
+        f"take {settings['turns']} turns, seconds apart, and transformers one; temperature",
+        f"{settings['temperature']}, {settings['max_tokens']} tokens an answer,",
         "float32. Ours: client, gateway, server and workers all on this machine, one torch",
         "thread a worker. transformers: in a process of its own, no server, one or two threads,",
         "whichever was faster; assisted generation takes one sequence at a time, so its streams",

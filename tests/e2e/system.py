@@ -2,7 +2,7 @@
 
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,13 @@ class System:
         """Wait until every one of these jobs has shown this many tokens."""
         eventually(lambda: all(self.num_tokens(job) >= num_tokens for job in job_ids), END_S)
 
+    def are_over(self, job_ids: Iterable[str]) -> bool:
+        """Whether every one of these jobs has its terminal record."""
+        return all(self._is_over(job_id) for job_id in job_ids)
+
     def wait_end(self, job_ids: Sequence[str]) -> None:
         """Wait until every one of these jobs has its terminal record."""
-        eventually(lambda: all(self._is_over(job_id) for job_id in job_ids), END_S)
+        eventually(lambda: self.are_over(job_ids), END_S)
 
     def stop(self) -> None:
         """End everything that still runs, the last started first."""
