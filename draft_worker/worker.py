@@ -58,7 +58,10 @@ class DraftWorker:
         aio = asyncio.get_running_loop()
 
         def emit(mail: Mail) -> None:
-            aio.call_soon_threadsafe(self._outbox.put, mail)
+            try:
+                aio.call_soon_threadsafe(self._outbox.put, mail)
+            except RuntimeError:  # a step that hung has outlived the event loop: nobody can be told
+                _log.warning("mail_after_the_end", num_targets=len(mail))
 
         self._loop = DraftLoop(self._service, emit=emit, clock=clock)
 
@@ -76,6 +79,7 @@ class DraftWorker:
         try:
             await self._serve()
         except* EngineFailed as failures:
+            self._loop.stop(timeout_s=0.0)  # should the hanging step end after all
             raise failures.exceptions[0] from None
         await self._leave()
 
