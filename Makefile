@@ -44,7 +44,8 @@ test-all: setup
 	$(VENV_PYTHON) -m pytest -q $(TESTS)
 
 test-unit: setup
-	$(VENV_PYTHON) -m pytest -q -m "not server and not e2e and not slow and not gpu" $(TESTS)
+	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile \
+	  -m "not server and not e2e and not slow and not gpu" $(TESTS)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

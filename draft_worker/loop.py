@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from draft_worker.service import DraftService, Mail
 from shared.common.clock import Clock
+from shared.common.scheduling import give_way
 from shared.protocol.messages import DraftRequest, Message
 
 _IDLE_S = 0.25  # a loop without work still turns this often: it shows progress and drops the silent
@@ -69,6 +70,7 @@ class DraftLoop:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        give_way()
         try:
             while self._turn():
                 pass

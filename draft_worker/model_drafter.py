@@ -1,14 +1,16 @@
 """The model drafter: a small model that guesses for all sessions in one batched pass a step.
 
 It ranks tokens with the target's own sampler (`shared.engine.sampling`): same parameters, same
-seed, same position-keyed noise. At temperature > 0 the two then agree far more often than with a
-greedy guess (Daliri, Musco, Suresh 2024, arXiv:2408.07978).
+seed, same position-keyed noise; only tokens far behind the best are left out. At temperature > 0
+the two then agree far more often than with a greedy guess (Daliri, Musco, Suresh 2024,
+arXiv:2408.07978).
 
 Prefix blocks are shared within a job only (its choices, and a session that comes back). A draft
 request does not say whose it is, and sharing between tenants would let one see by timing what
 another has asked.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,9 +21,9 @@ from draft_worker.confidence import Confidence, Guess
 from draft_worker.drafter import Proposal, unseen
 from draft_worker.limits import DraftLimits
 from draft_worker.plan import make_plan
-from draft_worker.ranking import rank
 from draft_worker.session import DraftSession
 from shared.engine.blocks import BlockPool, OutOfBlocks
+from shared.engine.sampling import rank
 from shared.engine.spans import Runner
 from shared.protocol.limits import MAX_PATH_TOKENS
 from shared.protocol.messages import DraftClosed, DraftPath, DraftRequest, Verdict
@@ -126,27 +128,30 @@ class ModelDrafter:
     def _compute(self) -> None:
         plan = make_plan(self.sessions.values(), self._limits)
         batch = Batch(plan, self.sessions.values(), self._runner, self._limits)
-        for session in batch.starved:
-            self.close(session.session_id)
-            self._ready.append(DraftClosed(session.session_id))
         self._is_idle = not batch.growths
-        if batch.growths:
-            self._run(batch.growths)
+        unusable = self._run(batch.growths) if batch.growths else []
+        for session in (*batch.starved, *unusable):
+            if session.session_id in self.sessions:
+                self.close(session.session_id)
+                self._ready.append(DraftClosed(session.session_id))
         self._collect({chain for _, chain, span in batch.growths if span.num_logits})
 
-    def _run(self, growths: Sequence[Growth]) -> None:
+    def _run(self, growths: Sequence[Growth]) -> list[DraftSession]:
+        """One pass. Returns the sessions whose logits are of no use, which cannot go on."""
         self.counts["steps"] += 1
         self.counts["rows"] += len(growths)
         logits = self._runner.run([growth.span for growth in growths])
         grown = [growth for growth in growths if growth.span.num_logits]
-        if not grown:
-            return
         num_ranks = 1 + max(1, self._limits.num_alternates)
-        rows = [growth.chain.row for growth in grown]
-        ids, scores = rank(logits, rows, [growth.session.chooser for growth in grown], num_ranks)
-        for (session, chain, _), best, score in zip(grown, ids, scores, strict=True):
-            margin = score[0] - score[1] if len(score) > 1 else float("inf")
-            chain.push(Guess(best, margin, session.confidence.odds(margin)))
+        tops = rank(logits, [growth.chain.row for growth in grown], num_ranks, only_near=True)
+        unusable = []
+        for (session, chain, _), (token_ids, scores) in zip(grown, tops, strict=True):
+            if token_ids:
+                margin = scores[0] - scores[1] if len(scores) > 1 else math.inf
+                chain.push(Guess(token_ids, margin, session.confidence.odds(margin)))
+            else:
+                unusable.append(session)
+        return unusable
 
     def _collect(self, grown: set[Chain]) -> None:
         """Make paths of new guesses: at once where the target has none, else in chunks."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from draft_worker.chain import Chain
 from draft_worker.confidence import Confidence, Guess
-from draft_worker.ranking import Chooser
 from shared.engine.blocks import BlockCopy, BlockTable
 from shared.protocol.messages import DraftRequest
 
@@ -22,7 +21,6 @@ class DraftSession:
         self.max_len = request.max_len
         self.num_confirmed = len(request.token_ids)
         self.branches: dict[tuple[int, int], Chain] = {}
-        self.chooser = Chooser(request.sampling)
         self.confidence = confidence
         self.num_misses = 0  # corrections where a guess was
         self.num_covered = 0  # of these, corrections whose continuation was already there

@@ -4,6 +4,7 @@ import threading
 
 import structlog
 
+from shared.common.scheduling import give_way
 from target_worker.engine import Engine
 from target_worker.handover import Handover
 
@@ -29,6 +30,7 @@ class EngineThread(threading.Thread):
 
     def run(self) -> None:
         """See threading.Thread. Whatever ends it early is kept in `error`."""
+        give_way()
         try:
             while not self._handover.is_stopping:
                 self._turn()

@@ -6,19 +6,26 @@ generator, no batch, no order enters (docs/design.md). float32 logits, then ever
 1. penalties, bias, ids not allowed yet (shared/engine/adjustments.py);
 2. temperature 0: the best, the lowest id on ties;
 3. else values = (logit - best logit) / temperature, filters (shared/engine/filters.py), and the
-   best of value + G(seed, position, token id) among what is kept (kernels/gumbel.py).
+   best of value + G(seed, position, token id) among what is kept (kernels/gumbel_top.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.philox import philox4x32_reference
+from kernels.gumbel_top import Top, gumbel_top
+from kernels.philox import MASK, philox4x32_reference
 from shared.engine.adjustments import Adjustments, changes_logits
-from shared.engine.candidates import Candidates, Logits, Values, add_noise, find_candidates
+from shared.engine.filters import LOWEST, has_filters, keep_threshold
 from shared.protocol.sampling import SamplingParams
+
+Logits = NDArray[np.float32]
+Values = NDArray[np.float64]
+
+NOTHING = Top([], [])  # the ranking of a row with NaN or +inf, or with no token left to choose
 
 
 class UnusableLogits(ValueError):
@@ -73,35 +80,32 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     return [token_id for (token_id,) in confirmed]
 
 
-def rank(
-    logits: Tensor, rows: Sequence[Row], num: int
-) -> tuple[list[list[int]], list[list[float]]]:
+def rank(logits: Tensor, rows: Sequence[Row], num: int, *, only_near: bool = False) -> list[Top]:
     """The best `num` tokens of each row with their scores, best first; the first is `sample`'s.
 
-    Fewer where filters leave fewer. Scores are values plus noise relative to the row's best logit
-    (natural logarithm; plain logits at temperature 0): only their differences mean anything.
-
-    Raises:
-        UnusableLogits: as `sample`.
+    Fewer where filters leave fewer; NOTHING for a row that is unusable. Scores are values plus
+    noise relative to the row's best logit (natural logarithm; plain logits at temperature 0): only
+    their differences mean anything. With `only_near` tokens far behind the best are left out: a
+    drafter's guess, at a fraction of the price.
     """
     values = logits.numpy(force=True)
-    batch = []
-    for index, row in enumerate(rows):
-        adjusted = _adjust(values[index], _adjustments(row, values))
-        candidates = find_candidates(adjusted, row.params, len(row.token_ids))
-        if candidates is None:
-            raise UnusableLogits(index)
-        batch.append(candidates)
-    add_noise(batch, num)
-    ranks = [candidates.rank(num) for candidates in batch]
-    return [token_ids for token_ids, _ in ranks], [scores for _, scores in ranks]
+    return [
+        _rank(
+            _adjust(values[index], _adjustments(row, values)),
+            row.params,
+            len(row.token_ids),
+            num=num,
+            only_near=only_near,
+        )
+        for index, row in enumerate(rows)
+    ]
 
 
 def verify(logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
     """What a verify round confirms: accepted draft tokens, then the corrected or the bonus token.
 
     Row j of a request is sampled as if its first j draft tokens were confirmed, and only if they
-    are: the first rows of all requests, then the second rows of those that still agree, and so on.
+    are.
 
     Args:
         logits: [sum of len(draft_token_ids) + 1, V] float32, the requests' rows one after another.
@@ -121,9 +125,8 @@ def verify(logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]
     for check in checks:
         if check.is_plain:
             check.match(best[check.start : check.end])
-    waiting = [check for check in checks if not check.is_plain]
-    while waiting:
-        waiting = _sample_wave(values, waiting)
+        else:
+            check.sample(values)
     return [check.confirmed for check in checks]
 
 
@@ -155,11 +158,14 @@ class _Check:
     def is_plain(self) -> bool:
         return _is_plain(self.request)
 
-    def candidates(self, values: Logits) -> Candidates | None:
-        """Of the next row, all drafts before it being confirmed."""
-        row = _adjust(values[self.start + len(self.confirmed)], self.adjustments)
-        position = len(self.request.token_ids) + len(self.confirmed)
-        return find_candidates(row, self.request.params, position)
+    def sample(self, values: Logits) -> None:
+        """Choose row after row, as long as the drafts agree."""
+        params, is_going_on = self.request.params, True
+        while is_going_on:
+            row = _adjust(values[self.start + len(self.confirmed)], self.adjustments)
+            position = len(self.request.token_ids) + len(self.confirmed)
+            best = _rank(row, params, position, num=1).token_ids
+            is_going_on = bool(best) and self.confirm(best[0])
 
     def confirm(self, token_id: int) -> bool:
         """Take the token chosen at the next row; whether the row after it counts."""
@@ -174,14 +180,6 @@ class _Check:
         for token_id in best:
             if token_id < 0 or not self.confirm(token_id):
                 break
-
-
-def _sample_wave(values: Logits, checks: Sequence[_Check]) -> list[_Check]:
-    """Choose at the next row of each; those that go on."""
-    found = [(check, check.candidates(values)) for check in checks]
-    usable = [(check, candidates) for check, candidates in found if candidates is not None]
-    add_noise([candidates for _, candidates in usable], 1)
-    return [check for check, candidates in usable if check.confirm(candidates.best)]
 
 
 def _is_plain(row: Row | VerifyRequest) -> bool:
@@ -206,5 +204,27 @@ def _adjustments(row: Row | VerifyRequest, values: Logits) -> Adjustments | None
     return Adjustments(row.params, row.token_ids, row.prompt_len, values.shape[-1])
 
 
-def _adjust(row: Logits, adjustments: Adjustments | None) -> Logits | Values:
-    return row if adjustments is None else adjustments.apply(row)
+def _adjust(row: Logits, adjustments: Adjustments | None) -> Values:
+    return row.astype(np.float64) if adjustments is None else adjustments.apply(row)
+
+
+def _rank(
+    values: Values, params: SamplingParams, position: int, *, num: int, only_near: bool = False
+) -> Top:
+    """Temperature, filters and noise over [V] values after penalties and bias."""
+    best = values.max()
+    if not np.isfinite(best):
+        return NOTHING
+    min_value = LOWEST
+    if params.temperature > 0 and has_filters(params):
+        with np.errstate(over="ignore"):  # to -inf, at temperatures near the smallest float
+            min_value = keep_threshold((values - best) / params.temperature, params)
+    return gumbel_top(
+        values,
+        temperature=params.temperature,
+        min_value=min_value,
+        seed=params.seed,
+        position=position & MASK,
+        num=num,
+        only_near=only_near,
+    )
