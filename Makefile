@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-all lint format types bench lock clean
+.PHONY: help setup demo test test-unit test-all test-gpu lint format types bench lock clean
 
 VENV_PYTHON := .venv/bin/python
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -21,6 +21,7 @@ help:
 	@echo "make demo [PROMPT=...]   start everything here, stream a story, then chat"
 	@echo "make test                lint, types and every test"
 	@echo "make test-unit           the tests that need no server"
+	@echo "make test-gpu            the kernels' tests on this machine's GPU"
 	@echo "make bench               measure this machine; results in bench/results/"
 	@echo "make lint types format   one tool each"
 	@echo "make lock                resolve requirements/ again from pyproject.toml"
@@ -41,11 +42,15 @@ demo: setup
 test: lint types test-all
 
 test-all: setup
-	$(VENV_PYTHON) -m pytest -q $(TESTS)
+	$(VENV_PYTHON) -m pytest -q -m "not gpu" $(TESTS)
 
 test-unit: setup
 	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile \
 	  -m "not server and not e2e and not slow and not gpu" $(TESTS)
+
+# With the interpreter that has torch for this GPU; no virtual environment is made.
+test-gpu:
+	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q tests/kernels/gpu tests/shared/engine/gpu
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .
@@ -71,6 +76,8 @@ lock:
 	  -o requirements/all.txt
 	$(UV_COMPILE) --group gateway --constraint requirements/all.txt -o requirements/gateway.txt
 	$(UV_COMPILE) --group worker --constraint requirements/all.txt -o requirements/worker.txt
+	echo triton==3.6.0 | uv pip compile - --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --quiet --no-deps -o requirements/triton.txt
 
 clean:
 	rm -rf .venv .outrider .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 LOCK = ROOT / "requirements" / "all.txt"
 TORCH = ROOT / "requirements" / "torch.txt"
+TRITON = ROOT / "requirements" / "triton.txt"
 OLDEST = (3, 11)
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+==[^\\\n]+?)\s*\\?$", re.MULTILINE)
 _IDLE_LINES = ("Requirement already satisfied", "Ignoring ", "Looking in ", "Using cached ")
@@ -47,7 +48,8 @@ def main() -> int:
 
 def stamp(environment: Path) -> Path:
     """The file whose presence says that `environment` holds this very lock."""
-    digest = hashlib.sha256(LOCK.read_bytes() + TORCH.read_bytes()).hexdigest()
+    locks = b"".join(path.read_bytes() for path in (LOCK, TORCH, TRITON))
+    digest = hashlib.sha256(locks).hexdigest()
     return environment / f"installed-{digest[:16]}"
 
 
@@ -72,6 +74,9 @@ def _install() -> int:
         if sys.platform == "linux" and not _has_other_sources():
             _say(_CPU_HINT)
         status = _pip("-r", str(TORCH), "--constraint", str(pins))
+    if status == 0 and sys.platform == "linux" and not _has_triton():
+        # A build of torch for GPUs brings its own; the kernels' tests need one without it too.
+        status = _pip("--require-hashes", "--no-deps", "-r", str(TRITON))
     if status == 0:
         stamp(ENVIRONMENT).touch()
         _say(f"installed in {time.monotonic() - started:.0f} s")
@@ -98,6 +103,11 @@ def _has_other_sources() -> bool:
     return any(
         os.environ.get(name) for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_FIND_LINKS")
     )
+
+
+def _has_triton() -> bool:
+    check = "import importlib.util, sys; sys.exit(importlib.util.find_spec('triton') is None)"
+    return subprocess.run([str(_python()), "-c", check], check=False).returncode == 0  # noqa: S603 - fixed words
 
 
 def _python() -> Path:

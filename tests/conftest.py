@@ -21,6 +21,10 @@ settings.load_profile("shared-machine")
 # processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Kernels for GPUs run in Triton's interpreter unless `make test-gpu` says otherwise. Here, because
+# it has to be known before Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ConnectBus = Callable[..., Awaitable[Bus]]
 
 

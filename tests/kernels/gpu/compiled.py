@@ -1,0 +1,78 @@
+"""Compiles a kernel for a Hopper GPU without one, and reads what the assembler says of it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[3]
+# In a process of its own: in this one, decorated kernels are interpreted.
+_PROGRAM = """
+import importlib, json, os, re, subprocess, sys, tempfile
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+order = json.loads(sys.argv[1])
+kernel = getattr(importlib.import_module(order["module"]), order["kernel"])
+source = ASTSource(kernel, order["signature"], order["constexprs"])
+options = {"num_warps": order["num_warps"], "num_stages": order["num_stages"]}
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+tool = triton.knobs.nvidia.cuobjdump.path
+with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+    file.write(compiled.asm["cubin"])
+    file.flush()
+    usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True).stdout
+numbers = {key: int(value) for key, value in re.findall(r"([A-Z]+)(?:\\[\\d+\\])?:(\\d+)", usage)}
+print(json.dumps([numbers["REG"], numbers["LOCAL"] + numbers["STACK"], compiled.metadata.shared]))
+"""
+
+
+class Resources(NamedTuple):
+    """What one thread, or one program, takes on the GPU."""
+
+    num_regs: int
+    spill_bytes: int  # local memory and stack
+    shared_bytes: int
+
+
+def compile_for_sm90(
+    module: str,
+    kernel: str,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, object],
+    *,
+    num_warps: int,
+    num_stages: int,
+) -> Resources:
+    """Compile `kernel` of `module`.
+
+    Args:
+        module: its dotted name.
+        kernel: its name in the module.
+        signature: every argument's type in Triton's words: "*bf16", "i32", "constexpr".
+        constexprs: the values of those that are constexpr.
+        num_warps: as launched.
+        num_stages: as launched.
+    """
+    order = {
+        "module": module,
+        "kernel": kernel,
+        "signature": dict(signature),
+        "constexprs": dict(constexprs),
+        "num_warps": num_warps,
+        "num_stages": num_stages,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, json.dumps(order)],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Resources(*json.loads(done.stdout.splitlines()[-1]))
