@@ -1,4 +1,4 @@
-"""The parts of a grown model: random numbers that do not repeat in step, and the mask of new ids."""
+"""The parts of a grown model: random numbers that do not repeat in step, the mask of new ids."""
 
 import dataclasses
 from pathlib import Path
