@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,15 @@ from triton.compiler import ASTSource
 
 order = json.loads(sys.argv[1])
 kernel = getattr(importlib.import_module(order["module"]), order["kernel"])
-source = ASTSource(kernel, order["signature"], order["constexprs"])
+names = kernel.arg_names
+signature = {name: order["signature"][name] for name in names}
+aligned = [["tt.divisibility", 16]]
+attrs = {
+    (names.index(name),): aligned
+    for name, kind in signature.items()
+    if kind.startswith("*") or name in order["divisible"]
+}
+source = ASTSource(kernel, signature, order["constexprs"], attrs)
 options = {"num_warps": order["num_warps"], "num_stages": order["num_stages"]}
 compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 tool = triton.knobs.nvidia.cuobjdump.path
@@ -47,6 +55,7 @@ def compile_for_sm90(
     *,
     num_warps: int,
     num_stages: int,
+    divisible: Sequence[str] = (),
 ) -> Resources:
     """Compile `kernel` of `module`.
 
@@ -57,6 +66,8 @@ def compile_for_sm90(
         constexprs: the values of those that are constexpr.
         num_warps: as launched.
         num_stages: as launched.
+        divisible: integers that are multiples of 16 in production, as pointers always are: Triton
+            compiles wide loads only for those.
     """
     order = {
         "module": module,
@@ -65,6 +76,7 @@ def compile_for_sm90(
         "constexprs": dict(constexprs),
         "num_warps": num_warps,
         "num_stages": num_stages,
+        "divisible": list(divisible),
     }
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(order)],
