@@ -4,6 +4,7 @@ The other formats can run code when opened. Every tensor is expected by name and
 read.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -57,24 +58,51 @@ def read_tensors(directory: Path, shapes: dict[str, tuple[int, ...]]) -> dict[st
     """Read exactly the tensors in `shapes`, as float32.
 
     Raises:
+        ConfigError: see `stream_tensors`.
+    """
+    return {name: tensor.float() for name, tensor in stream_tensors(directory, shapes)}
+
+
+def stream_tensors(
+    directory: Path, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Exactly the tensors in `shapes`, one after the other, in the dtype of the file.
+
+    A tensor is a view of the file: whoever copies it and lets it go never holds two of them. Names
+    and shapes of all files are checked before the first tensor is read.
+
+    Raises:
         ConfigError: no safetensors, an unreadable file, or a tensor that is missing, left over, of
             another shape or not of floating point.
     """
-    tensors: dict[str, Tensor] = {}
-    for path in _files(directory):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # not a mapping, and not iterable
-                    if _is_ignored(name, shapes):
-                        continue
-                    _check(path, name, tuple(file.get_slice(name).get_shape()), shapes)
-                    tensors[name] = _as_float32(path, name, file.get_tensor(name))
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{path}: cannot be read as safetensors ({error})") from error
-    missing = sorted(shapes.keys() - tensors.keys())
+    names_of = {path: _checked_names(path, shapes) for path in _files(directory)}
+    missing = sorted(shapes.keys() - set().union(*names_of.values()))
     if missing:
         raise ConfigError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} in all)")
-    return tensors
+    for path, names in names_of.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in names:
+                    yield name, _checked_dtype(path, name, file.get_tensor(name))
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _checked_names(path: Path, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """What a file has to give, all of it with the right shape."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a mapping, and not iterable
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    names = [name for name in found if not _is_ignored(name, shapes)]
+    for name in names:
+        _check(path, name, found[name], shapes)
+    return names
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path}: cannot be read as safetensors ({error})")
 
 
 def _files(directory: Path) -> list[Path]:
@@ -110,8 +138,8 @@ def _check(
         raise ConfigError(f"{path}: tensor {name} has shape {shape}; allowed: {shapes[name]}")
 
 
-def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
+def _checked_dtype(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise ConfigError(f"{path}: tensor {name} is {tensor.dtype}; allowed: {allowed}")
-    return tensor.float()
+    return tensor

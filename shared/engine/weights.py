@@ -11,11 +11,12 @@ from kernels.linear import PackedLinear, pack_linear
 from kernels.rms_norm import RmsNorm, pack_rms_norm
 from shared.engine.checkpoint import expected_shapes, read_tensors
 from shared.engine.config import ModelConfig
+from shared.engine.head_order import HeadOrder
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. Heads and pairs are in the order of `kernels`, see `_Permutation`."""
+    """One decoder layer. Heads and pairs are in the order of `kernels`, see `HeadOrder`."""
 
     attention_norm: RmsNorm
     qkv: PackedLinear  # queries, keys, values
@@ -36,37 +37,6 @@ class ModelWeights:
     lm_head: PackedLinear
 
 
-@dataclass(frozen=True, slots=True)
-class _Permutation:
-    """From Hugging Face's order of heads and pairs to the kernels'.
-
-    Query head k x G + g becomes g x num_kv_heads + k, so that the queries of one key head are
-    further rows without a copy. Within a rotated head, number i and number i + D / 2 become
-    neighbours. Scores do not change: queries and keys are permuted alike, and so is what reads the
-    heads' output.
-    """
-
-    config: ModelConfig
-
-    def queries(self, tensor: Tensor) -> Tensor:
-        """[heads x D, ...]."""
-        config = self.config
-        split = (config.num_kv_heads, config.layout.group_size, 2, config.head_dim // 2)
-        heads = tensor.view(*split, *tensor.shape[1:]).transpose(0, 1).transpose(2, 3)
-        return heads.reshape(tensor.shape)
-
-    def keys(self, tensor: Tensor) -> Tensor:
-        """[key heads x D, ...], or one head's [D]."""
-        split = (-1, 2, self.config.head_dim // 2)
-        return tensor.view(*split, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-
-    def output(self, tensor: Tensor) -> Tensor:
-        """[hidden, heads x D]."""
-        config = self.config
-        split = (-1, config.num_kv_heads, config.layout.group_size, config.head_dim)
-        return tensor.view(split).transpose(1, 2).reshape(tensor.shape)
-
-
 def load_weights(directory: Path, config: ModelConfig) -> ModelWeights:
     """Read, fuse and pack the weights of a Hugging Face directory.
 
@@ -84,7 +54,7 @@ def load_weights(directory: Path, config: ModelConfig) -> ModelWeights:
 
 
 def _layers(tensors: dict[str, Tensor], config: ModelConfig) -> Iterator[LayerWeights]:
-    order, eps = _Permutation(config), config.rms_norm_eps
+    order, eps = HeadOrder(config.layout), config.rms_norm_eps
     for index in range(config.num_layers):
         prefix = f"model.layers.{index}."
         own = {
@@ -96,7 +66,7 @@ def _layers(tensors: dict[str, Tensor], config: ModelConfig) -> Iterator[LayerWe
         yield LayerWeights(
             attention_norm=pack_rms_norm(own["input_layernorm.weight"], eps),
             qkv=pack_linear(**_fused_qkv(own, order)),
-            qk_norm=_qk_norm(own, order) if config.has_qk_norm else None,
+            qk_norm=_qk_norm(own, order, config) if config.has_qk_norm else None,
             output=pack_linear(output, own.get("self_attn.o_proj.bias")),
             mlp_norm=pack_rms_norm(own["post_attention_layernorm.weight"], eps),
             gate_up=pack_linear(**_fused_gate_up(own)),
@@ -104,7 +74,7 @@ def _layers(tensors: dict[str, Tensor], config: ModelConfig) -> Iterator[LayerWe
         )
 
 
-def _fused_qkv(own: dict[str, Tensor], order: _Permutation) -> dict[str, Tensor]:
+def _fused_qkv(own: dict[str, Tensor], order: HeadOrder) -> dict[str, Tensor]:
     """`weight`, and `bias` where there is one."""
     return {
         kind: torch.cat(
@@ -128,8 +98,7 @@ def _fused_gate_up(own: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _qk_norm(own: dict[str, Tensor], order: _Permutation) -> RmsNorm:
-    config = order.config
+def _qk_norm(own: dict[str, Tensor], order: HeadOrder, config: ModelConfig) -> RmsNorm:
     queries = order.keys(own["self_attn.q_norm.weight"]).expand(config.num_heads, -1)
     keys = order.keys(own["self_attn.k_norm.weight"]).expand(config.num_kv_heads, -1)
     return pack_rms_norm(torch.cat([queries, keys]), config.rms_norm_eps)

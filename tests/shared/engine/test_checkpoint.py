@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.common.errors import ConfigError
-from shared.engine.checkpoint import expected_shapes, read_tensors
+from shared.engine.checkpoint import expected_shapes, read_tensors, stream_tensors
 from shared.engine.config import ModelConfig
 from tests.checkpoints import CONFIGS, save_checkpoint
 
@@ -55,6 +55,26 @@ def test_shards_are_read_as_one(directory: Path, tmp_path_factory: pytest.TempPa
     one, many = read_tensors(directory, shapes), read_tensors(sharded, shapes)
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_tensors_come_one_by_one_as_they_are_stored(tmp_path: Path) -> None:
+    """Each of them once, in the dtype of the file."""
+    save_checkpoint(tmp_path, CONFIGS["llama"], dtype=torch.float16, max_shard_size="20KB")
+    shapes = expected_shapes(ModelConfig.from_directory(tmp_path))
+    names = []
+    for name, tensor in stream_tensors(tmp_path, shapes):
+        assert tensor.dtype == torch.float16
+        assert tuple(tensor.shape) == shapes[name]
+        names.append(name)
+    assert sorted(names) == sorted(shapes)
+
+
+def test_a_missing_tensor_is_found_before_any_is_read(directory: Path) -> None:
+    """Nobody waits for gigabytes to hear it."""
+    rewrite(directory, drop_norm)
+    shapes = expected_shapes(ModelConfig.from_directory(directory))
+    with pytest.raises(ConfigError, match="is missing"):
+        next(stream_tensors(directory, shapes))
 
 
 def test_what_old_checkpoints_carry_along_is_ignored(tmp_path: Path) -> None:

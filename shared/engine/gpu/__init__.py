@@ -1,0 +1,1 @@
+"""The engine on a GPU: tensors on the device, rounds as graphs."""
