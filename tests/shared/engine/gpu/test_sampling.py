@@ -1,0 +1,196 @@
+import math
+import os
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from shared.engine import sampling
+from shared.engine.gpu.sampling import GpuSampler
+from shared.engine.sampling import Row, VerifyRequest
+from shared.protocol.sampling import SamplingParams
+from tests.reference_sampler import all_logits, all_rows, random_logits, tensor
+
+# The interpreter computes with numpy, which tells of overflow where a GPU quietly has infinity.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+NUM_IDS = 63  # the vocabulary of the drafts below
+MAX_ROWS = 24
+# A row takes the interpreter a tenth of a second, and a GPU no time at all.
+MANY = 1 if os.environ["TRITON_INTERPRET"] == "1" else 20
+GREEDY = SamplingParams(seed=1, temperature=0.0)
+
+Draft = Callable[[list[int]], list[int]]
+DRAFTS: dict[str, Draft] = {
+    "right": lambda right: right,
+    "none": lambda right: right[:0],
+    "wrong at once": lambda right: [(right[0] + 1) % NUM_IDS, *right[1:]],
+    "wrong later": lambda right: [*right[:2], (right[2] + 1) % NUM_IDS, *right[3:]],
+    "negative": lambda right: [right[0], -1, -NUM_IDS],
+    "beyond the vocabulary": lambda right: [right[0], NUM_IDS, NUM_IDS + right[1]],
+    "huge": lambda right: [right[0], 2**63 + right[1], -(2**70)],
+    "shifted by 2**32": lambda right: [right[0] + 2**32, right[1] - 2**32],
+}
+
+
+@lru_cache
+def sampler(vocab_size: int, device: str) -> GpuSampler:
+    """One for all examples, as in a worker: what a round leaves behind must not matter."""
+    return GpuSampler(max_rows=MAX_ROWS, vocab_size=vocab_size, device=device)
+
+
+def requests_of(rows: list[Row], drafts: list[list[int]]) -> list[VerifyRequest]:
+    return [
+        VerifyRequest(row.params, row.token_ids, row.prompt_len, draft)
+        for row, draft in zip(rows, drafts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 63, 1009, 4096])
+@settings(max_examples=6 * MANY, deadline=None)
+@given(data=st.data())
+def test_tokens_are_those_of_the_definition(
+    vocab_size: int, device: str, data: st.DataObject
+) -> None:
+    """Whatever the parameters, the same token as on the CPU."""
+    rows = [data.draw(all_rows(vocab_size)) for _ in range(2)]
+    logits = tensor(*(data.draw(all_logits(vocab_size)) for _ in rows))
+    requests = requests_of(rows, [[], []])
+    confirmed = sampler(vocab_size, device).verify(logits.to(device), requests)
+    assert confirmed == sampling.verify(logits, requests)
+
+
+@pytest.mark.parametrize("make_draft", DRAFTS.values(), ids=DRAFTS.keys())
+@settings(max_examples=2 * MANY, deadline=None)
+@given(data=st.data())
+def test_drafts_decide_how_many_never_which(
+    make_draft: Draft, device: str, data: st.DataObject
+) -> None:
+    """A round of several requests confirms what the definition confirms."""
+    rows, drafts, logits = [], [], []
+    for _ in range(2):
+        row = data.draw(all_rows(NUM_IDS))
+        values = [data.draw(all_logits(NUM_IDS)) for _ in range(5)]
+        right: list[int] = []
+        for one in values[:4]:
+            history = [*row.token_ids, *right]
+            right += sampling.sample(tensor(one), [Row(row.params, history, row.prompt_len)])
+        rows.append(row)
+        drafts.append(make_draft(right))
+        logits += values[: len(drafts[-1]) + 1]
+    requests = requests_of(rows, drafts)
+    confirmed = sampler(NUM_IDS, device).verify(tensor(*logits).to(device), requests)
+    assert confirmed == sampling.verify(tensor(*logits), requests)
+
+
+@settings(max_examples=4 * MANY, deadline=None)
+@given(data=st.data())
+def test_the_batch_does_not_matter(device: str, data: st.DataObject) -> None:
+    """A row's ranking is the same to the last bit alone, among others, and in any order."""
+    batch = [(data.draw(all_logits(NUM_IDS)), data.draw(all_rows(NUM_IDS))) for _ in range(3)]
+    ours = sampler(NUM_IDS, device)
+    alone = [ours.rank(tensor(logits).to(device), [row], 2)[0] for logits, row in batch]
+    order = data.draw(st.permutations(range(3)))
+    logits = tensor(*(batch[i][0] for i in order)).to(device)
+    assert ours.rank(logits, [batch[i][1] for i in order], 2) == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 63, 4096])
+@settings(max_examples=4 * MANY, deadline=None)
+@given(data=st.data(), num=st.integers(1, 4))
+def test_ranks_are_those_of_the_definition(
+    vocab_size: int, device: str, data: st.DataObject, num: int
+) -> None:
+    """The drafter's guesses too, and the distances between them."""
+    rows = [data.draw(all_rows(vocab_size)) for _ in range(2)]
+    logits = tensor(*(data.draw(all_logits(vocab_size)) for _ in rows))
+    tops = sampler(vocab_size, device).rank(logits.to(device), rows, num)
+    expected = sampling.rank(logits, rows, num)
+    assert [top.token_ids for top in tops] == [top.token_ids for top in expected]
+    for top, right in zip(tops, expected, strict=True):
+        assert top.scores == pytest.approx(right.scores, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-3, 50.0])
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
+def test_extreme_temperatures_and_seeds(temperature: float, seed: int, device: str) -> None:
+    """Values that overflow, or that hardly differ, and all 64 bits of the seed."""
+    params = SamplingParams(seed=seed, temperature=temperature)
+    requests = [VerifyRequest(params, [1] * 7, 1, [])]
+    logits = tensor(random_logits(1009, seed % 1000))
+    confirmed = sampler(1009, device).verify(logits.to(device), requests)
+    assert confirmed == sampling.verify(logits, requests)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_lowest_id_wins_among_equals(temperature: float, device: str) -> None:
+    """Also among those of different blocks; with noise, equal logits are told apart by it."""
+    params = SamplingParams(seed=9, temperature=temperature)
+    values = np.zeros((2, 4096), np.float32)
+    values[1, [3000, 4000]] = 2.0
+    logits = torch.from_numpy(values)
+    requests = [VerifyRequest(params, [1], 1, []) for _ in range(2)]
+    confirmed = sampler(4096, device).verify(logits.to(device), requests)
+    assert confirmed == sampling.verify(logits, requests)
+    if temperature == 0:
+        assert confirmed == [[0], [3000]]
+
+
+def bad_rows() -> dict[str, NDArray[np.float32]]:
+    rows = {name: random_logits(NUM_IDS, 3) for name in ("NaN", "+inf", "both")}
+    rows["NaN"][40] = rows["both"][0] = math.nan
+    rows["+inf"][40] = rows["both"][62] = math.inf
+    return rows | {"masked": np.full(NUM_IDS, -np.inf, np.float32)}
+
+
+@pytest.mark.parametrize("bad", bad_rows().values(), ids=bad_rows().keys())
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_an_unusable_row_ends_its_own_request_only(
+    bad: NDArray[np.float32], temperature: float, device: str
+) -> None:
+    """The tokens before it stand; none at all says that the request cannot go on."""
+    params = SamplingParams(seed=1, temperature=temperature)
+    values = [random_logits(NUM_IDS, index) for index in range(6)]
+    ((right,),) = sampling.verify(tensor(values[3]), [VerifyRequest(params, [1], 1, [])])
+    values[0] = values[4] = bad
+    requests = requests_of([Row(params, [1], 1)] * 3, [[5], [], [right, 7]])
+    logits = tensor(*values)
+    confirmed = sampler(NUM_IDS, device).verify(logits.to(device), requests)
+    assert confirmed == sampling.verify(logits, requests)
+    assert (confirmed[0], confirmed[2]) == ([], [right])
+    ranked = sampler(NUM_IDS, device).rank(logits[:1].to(device), [Row(params, [1], 1)], 2)
+    assert ranked == [sampling.NOTHING]
+
+
+def test_padding_rows_are_ignored(device: str) -> None:
+    """A graph's logits have more rows than the round; what they hold is nobody's."""
+    values = np.full((MAX_ROWS, NUM_IDS), np.nan, np.float32)
+    values[:2] = [random_logits(NUM_IDS, 1), random_logits(NUM_IDS, 2)]
+    logits = torch.from_numpy(values)
+    requests = [VerifyRequest(GREEDY, [1], 1, [int(values[0].argmax())])]
+    ours = sampler(NUM_IDS, device)
+    ours.stage(requests)
+    ours.launch(logits.to(device))
+    ours.fetch()
+    assert ours.collect() == sampling.verify(logits[:2], requests)
+
+
+def test_bf16_logits_are_taken_as_they_are(device: str) -> None:
+    """The tokens of their exact values, whatever stands beside a row in memory."""
+    wide = torch.from_numpy(np.stack([random_logits(4111, i) for i in range(4)])).bfloat16()
+    logits = wide[:, :4096]
+    requests = requests_of([Row(SamplingParams(seed=4), [1, 2], 1)] * 4, [[], [], [], []])
+    confirmed = sampler(4096, device).verify(logits.to(device), requests)
+    assert confirmed == sampling.verify(logits.float(), requests)
+
+
+def test_an_empty_batch_is_empty(device: str) -> None:
+    """No rows, no tokens."""
+    nothing = torch.empty(0, NUM_IDS, device=device)
+    assert sampler(NUM_IDS, device).verify(nothing, []) == []
+    assert sampler(NUM_IDS, device).rank(nothing, [], 3) == []
