@@ -34,6 +34,8 @@ CHUNK_LEN = 256
 ITEM_WORDS = tl.constexpr(8)
 ROW_WORDS = tl.constexpr(3)  # item of the first chunk | row within the tile | chunks
 NUM_LANES = tl.constexpr(32)  # tiles, and chunks, listed at once
+WORDS_AT_ONCE = tl.constexpr(1_024)  # of the rows of nobody
+MAX_BLOCK_N = 64  # tokens of a tile: a chunk is whole tiles, in any configuration
 MAX_SEQUENCES = 1_024  # one program reads the lengths of all
 
 
@@ -86,9 +88,10 @@ class AttentionWork:
             layout: of the model's heads.
             block_m: 16, 32, 64 or 128; at least G.
             device: where the rounds run.
-            chunk_len: tokens, a multiple of 128.
+            chunk_len: tokens, a multiple of MAX_BLOCK_N.
         """
         assert layout.group_size <= block_m
+        assert chunk_len % MAX_BLOCK_N == 0
         heads = (max_items, layout.num_kv_heads, block_m)
         integers = torch.zeros(0, dtype=torch.int32, device=device)
         floats = torch.zeros(0, dtype=torch.float32, device=device)
@@ -179,7 +182,7 @@ def _first_item(  # noqa: PLR0917  # Triton passes arguments by position
     return tl.sum(total)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["max_items", "max_rows"])  # type: ignore[untyped-decorator]
 def _attention_work_kernel(  # noqa: PLR0917  # Triton passes arguments by position
     query_starts_ptr: tl.tensor,  # [S + 1]
     context_lens_ptr: tl.tensor,  # [S]
@@ -211,8 +214,8 @@ def _attention_work_kernel(  # noqa: PLR0917  # Triton passes arguments by posit
     context_len = tl.load(context_lens_ptr + sequence, mask=is_sequence, other=0)
     if sequence == num_sequences:  # the rows of the last program are nobody's
         tl.store(num_items_ptr, tl.minimum(item, max_items))
-        for start in range(first_row * ROW_WORDS, max_rows * ROW_WORDS, NUM_LANES):
-            words = start + lanes
+        for start in range(first_row * ROW_WORDS, max_rows * ROW_WORDS, WORDS_AT_ONCE):
+            words = start + tl.arange(0, WORDS_AT_ONCE)
             tl.store(rows_ptr + words, -1, mask=words < max_rows * ROW_WORDS)
     base = context_len - num_rows
     for first_tile in range(0, (num_rows + block_q - 1) // block_q, NUM_LANES):

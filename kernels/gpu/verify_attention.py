@@ -28,6 +28,7 @@ from kernels.gpu.attention_work import ITEM_WORDS, AttentionBatch, AttentionWork
 from kernels.head_layout import HeadLayout
 
 INTERPRETED_PROGRAMS = 8
+ALIGNMENT_BYTES = 16
 LOG2_E = 1 / math.log(2)
 
 
@@ -112,7 +113,7 @@ def _visible_reference(
     return is_visible
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["max_blocks"])  # type: ignore[untyped-decorator]
 def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by position
     qkv_ptr: tl.tensor,  # [T, num_all x D]
     keys_ptr: tl.tensor,  # [num_blocks, num_kv_heads, block_size, D]
@@ -204,15 +205,15 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
         scale: of the products, before the cap.
         window: tokens that a row sees, itself included; None sees everything.
         soft_cap: bound on the logits; None or 0 for no bound.
-        tree_bits: [T] int64. Row r of at most 64 of a sequence sees, of these rows, those j whose
-            bit j is set, its own too and none after it; its position is at least the first
-            row's cache index and at most its own. Sequences of more rows are chains. None: all
-            are chains.
+        tree_bits: [T] int64, or None for chains. Row r of at most 64 of a sequence sees, of these,
+            the rows j whose bit j is set, itself too and none after it; its position is between
+            the first row's cache index and its own. Sequences of more rows are chains.
         out: [T, num_heads x D]; the rows of nobody are left as they are.
         num_programs: running side by side; None for as many as the GPU holds.
     """
-    _check(qkv, keys, values, work, layout, out)
     config = CONFIGS[work.block_m, triton.next_power_of_2(layout.head_dim)]
+    assert work.layout == layout
+    _check_tensors(qkv, keys, values, work, out)
     num_programs = num_programs or _num_resident(qkv.device, config.programs_per_sm)
     soft_cap = soft_cap or 0.0
     _verify_attention_kernel[(num_programs,)](
@@ -237,18 +238,20 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
     attention_merge(work, out)
 
 
-def _check(  # noqa: PLR0917  # the same
-    qkv: Tensor, keys: Tensor, values: Tensor, work: AttentionWork, layout: HeadLayout, out: Tensor
+def _check_tensors(
+    qkv: Tensor, keys: Tensor, values: Tensor, work: AttentionWork, out: Tensor
 ) -> None:
-    num_rows, head_dim = len(qkv), layout.head_dim
+    num_rows, layout, head_dim = len(qkv), work.layout, work.layout.head_dim
+    assert num_rows <= len(work.rows)
     assert qkv.shape == (num_rows, layout.num_all * head_dim)
     assert out.shape == (num_rows, layout.num_heads * head_dim)
     assert qkv.dtype == keys.dtype == values.dtype
     assert keys.shape == values.shape
     assert (keys.shape[1], keys.shape[3]) == (layout.num_kv_heads, head_dim)
-    assert work.layout == layout
     for tensor in (qkv, keys, values, out):
         assert tensor.is_contiguous()
+        # Triton compiles another program, with narrow loads, for what is not aligned.
+        assert tensor.data_ptr() % ALIGNMENT_BYTES == 0
 
 
 @functools.cache

@@ -54,12 +54,13 @@ def make_round(
     num_kv_heads: int = 1,
     head_dim: int = 32,
     block_size: int = 16,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     tables: list[list[int]] | None = None,
     seed: int = 0,
 ) -> Round:
     """Random queries, keys and values; shuffled blocks unless `tables` names them.
 
+    The dtype is that of production where it can be: the interpreter computes in float32 anyway.
     Keys and values of a place in the cache depend on the seed and the block alone.
     """
     layout = HeadLayout(group_size * num_kv_heads, num_kv_heads, head_dim)
@@ -81,6 +82,7 @@ def make_round(
     num_rows = sum(rows for rows, _ in lens)
     qkv = torch.randn(num_rows, layout.num_all * head_dim, generator=generator)
     qkv.view(num_rows, layout.num_all, head_dim)[:, layout.num_heads :] = float("nan")
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     parts = [part.to(device, dtype) for part in (qkv, *cache)]
     return Round(lens, layout, parts[0], parts[1], parts[2], make_batch(lens, tables, device))
 
@@ -100,6 +102,35 @@ def make_batch(lens: Lens, tables: list[list[int]], device: str) -> AttentionBat
     return AttentionBatch(*(torch.tensor(part, dtype=torch.int32, device=device) for part in parts))
 
 
+def make_work(
+    attention: Round, lens: Lens, *, block_m: int = 16, chunk_len: int = 256
+) -> AttentionWork:
+    """Buffers full of NaN for rounds of at most so many rows and tokens a sequence."""
+    layout = attention.layout
+    size = max_items(lens, group_size=layout.group_size, block_m=block_m, chunk_len=chunk_len)
+    num_rows, device = len(attention.qkv), attention.qkv.device
+    work = AttentionWork.allocate(size, num_rows, layout, block_m, device, chunk_len=chunk_len)
+    for part in (work.outputs, work.maxima, work.sums):
+        part.fill_(float("nan"))
+    return work
+
+
+def attend_into(
+    attention: Round,
+    work: AttentionWork,
+    out: Tensor,
+    *,
+    num_programs: int | None = None,
+    **options: Unpack[Options],
+) -> None:
+    """List the work of a round, and do it."""
+    plan_attention_work(attention.batch, work)
+    verify_attention(
+        attention.qkv, attention.keys, attention.values, attention.batch, work, attention.layout,
+        scale=attention.scale, out=out, num_programs=num_programs, **options,
+    )  # fmt: skip
+
+
 def attend(
     attention: Round,
     *,
@@ -109,21 +140,9 @@ def attend(
     **options: Unpack[Options],
 ) -> Tensor:
     """What the kernels make of a round, in buffers full of NaN."""
-    layout = attention.layout
-    size = max_items(
-        attention.lens, group_size=layout.group_size, block_m=block_m, chunk_len=chunk_len
-    )
-    work = AttentionWork.allocate(
-        size, len(attention.qkv), layout, block_m, attention.qkv.device, chunk_len=chunk_len
-    )
-    for part in (work.outputs, work.maxima, work.sums):
-        part.fill_(float("nan"))
+    work = make_work(attention, attention.lens, block_m=block_m, chunk_len=chunk_len)
     out = poisoned(attention)
-    plan_attention_work(attention.batch, work)
-    verify_attention(
-        attention.qkv, attention.keys, attention.values, attention.batch, work, layout,
-        scale=attention.scale, out=out, num_programs=num_programs, **options,
-    )  # fmt: skip
+    attend_into(attention, work, out, num_programs=num_programs, **options)
     return out
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.attention_work import (
+    MAX_SEQUENCES,
     AttentionBatch,
     AttentionWork,
     attention_work_reference,
@@ -12,6 +13,7 @@ from kernels.gpu.attention_work import (
     plan_attention_work,
 )
 from kernels.head_layout import HeadLayout
+from tests.kernels.gpu.compiled import compile_for_sm90
 
 GUARD = -77
 ROUNDS = {
@@ -97,3 +99,20 @@ def test_too_much_work_stays_in_its_buffers(device: str) -> None:
 def test_sizing_counts_tiles_times_chunks() -> None:
     """Two tiles of 16 rows / 4 heads over three chunks, and one over one."""
     assert max_items([(5, 513), (1, 256)], group_size=4, block_m=16) == 2 * 3 + 1
+
+
+def test_hopper_holds_it_without_spills() -> None:
+    """For as many sequences as there can be."""
+    names = ["query_starts", "context_lens", "items", "num_items", "rows"]
+    constexprs = {"max_sequences": MAX_SEQUENCES, "block_q": 4, "chunk_len": 256}
+    signature = dict.fromkeys([f"{name}_ptr" for name in names], "*i32")
+    signature |= {"max_items": "i32", "max_rows": "i32"}
+    resources = compile_for_sm90(
+        "kernels.gpu.attention_work",
+        "_attention_work_kernel",
+        signature | dict.fromkeys(constexprs, "constexpr"),
+        constexprs,
+        num_warps=4,
+        num_stages=3,
+    )
+    assert resources.spill_bytes == 0

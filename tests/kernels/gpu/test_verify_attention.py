@@ -14,9 +14,11 @@ from tests.kernels.gpu.attention_rounds import (
     Round,
     assert_close,
     attend,
+    attend_into,
     attend_reference,
     make_batch,
     make_round,
+    make_work,
     poisoned,
 )
 from tests.kernels.gpu.compiled import compile_for_sm90
@@ -59,9 +61,9 @@ def test_any_head_and_tile(block_m: int, head_dim: int, device: str) -> None:
     assert_close(attend(attention, block_m=block_m), attend_reference(attention))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(dtype: torch.dtype, device: str) -> None:
-    """16-bit queries, keys and values, added up in float32."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_any_dtype(dtype: torch.dtype, device: str) -> None:
+    """Queries, keys and values of 16 or 32 bits, added up in float32."""
     attention = make_round([(5, 300), (1, 63)], device=device, dtype=dtype)
     assert_close(attend(attention), attend_reference(attention))
 
@@ -230,6 +232,41 @@ def test_a_verified_row_equals_the_row_decoded(
     for sequence, first, place in [(0, 3, 3), (0, 4, 4), (0, 7, 7), (1, 0, 8), (1, 6, 14)]:
         alone = attend(sub_round(attention, sequence, 1, first), window=window)
         assert torch.equal(together[place], alone[0])
+
+
+@pytest.mark.gpu
+def test_a_captured_round_is_replayed_with_other_contents(device: str) -> None:
+    """Listing and attention in one graph follow what the buffers hold when it is replayed."""
+    first = make_round([(5, 700), (1, 1), (2, 40)], device=device, head_dim=128)
+    second = make_round([(1, 300), (2, 601), (5, 63)], device=device, head_dim=128, seed=1)
+    lens = [(5, 1024)] * 3
+    tables = torch.zeros(3, 64, dtype=torch.int32, device=device)
+    batch = replace(first.batch, block_tables=tables)
+    cache = torch.empty(2, 128, *first.keys.shape[1:], dtype=first.keys.dtype, device=device)
+    captured = replace(first, qkv=first.qkv.clone(), keys=cache[0], values=cache[1], batch=batch)
+    work, out = make_work(captured, lens), poisoned(captured)
+    load(captured, first)
+    attend_into(captured, work, out)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend_into(captured, work, out)
+    for contents in (second, first):
+        load(captured, contents)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, attend(contents))
+
+
+def load(captured: Round, contents: Round) -> None:
+    """Copy the contents of a round into the buffers of another of as many rows."""
+    captured.qkv.copy_(contents.qkv)
+    captured.keys[: len(contents.keys)] = contents.keys
+    captured.values[: len(contents.values)] = contents.values
+    width = contents.batch.block_tables.shape[1]
+    captured.batch.block_tables[:, :width] = contents.batch.block_tables
+    captured.batch.query_starts.copy_(contents.batch.query_starts)
+    captured.batch.context_lens.copy_(contents.batch.context_lens)
+    captured.batch.positions.copy_(contents.batch.positions)
 
 
 @pytest.mark.gpu
