@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from draft_worker.limits import DraftLimits
-from shared.config.common import CommonConfig
+from shared.config.model import ModelOptions
 from shared.protocol.limits import MAX_PATH_TOKENS
 
 
@@ -18,7 +18,7 @@ class DrafterKind(StrEnum):
     NGRAM = "ngram"
 
 
-class Config(CommonConfig, frozen=True, kw_only=True):
+class Config(ModelOptions, frozen=True, kw_only=True):
     """Flags and environment variables; the reasons for the defaults are in draft_worker.limits."""
 
     model: Annotated[
@@ -54,7 +54,6 @@ class Config(CommonConfig, frozen=True, kw_only=True):
     ] = 2
     block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in a cache block")] = 16
     num_blocks: Annotated[int, Meta(ge=2, le=1 << 20, description="blocks of the cache")] = 2048
-    threads: Annotated[int, Meta(ge=1, le=256, description="of one model pass on the CPU")] = 1
     session_timeout_s: Annotated[
         float, Meta(gt=0.0, description="a session without news for so long is dropped")
     ] = 30.0

@@ -34,21 +34,31 @@ def equip(config: Config) -> Equipment:
         return _equip_ngram(config)
     if config.model is None:
         raise ConfigError("--model is required: must be a Hugging Face directory")
-    import torch  # noqa: PLC0415 - the n-gram drafter starts without it
+    # The n-gram drafter starts without torch.
+    from draft_worker.model_drafter import ModelDrafter  # noqa: PLC0415
+    from shared.engine.blocks import BlockPool  # noqa: PLC0415
+    from shared.engine.models import load_model  # noqa: PLC0415
+    from shared.engine.settings import ModelSettings  # noqa: PLC0415
 
-    from draft_worker.model_drafter import ModelDrafter  # noqa: PLC0415 - same
-    from shared.engine.blocks import BlockPool  # noqa: PLC0415 - same
-    from shared.engine.runner import ModelRunner  # noqa: PLC0415 - same
-
-    torch.set_num_threads(config.threads)
     tokenizer = TextTokenizer.load(config.model)
-    runner = ModelRunner.load(
-        config.model, num_blocks=config.num_blocks, block_size=config.block_size
+    settings = ModelSettings(
+        device=config.device,
+        dtype=config.dtype,
+        block_size=config.block_size,
+        cache_tokens=config.num_blocks * config.block_size,
+        max_model_len=0,
+        max_rows=config.max_num_batched_tokens,
+        max_sequences=config.max_num_rows + config.max_num_seqs,
+        memory_share=config.gpu_memory_utilization,
+        is_batch_invariant=False,
+        threads=config.threads,
     )
-    shape = runner.config
+    model = load_model(config.model, settings)
+    shape = model.config
     drafter = ModelDrafter(
-        runner,
-        BlockPool(config.num_blocks, config.block_size),
+        model.runner,
+        model.sampler,
+        BlockPool(model.num_blocks, config.block_size),
         vocab_size=shape.vocab_size,
         max_model_len=shape.max_model_len,
         limits=config.limits,

@@ -23,7 +23,7 @@ from draft_worker.limits import DraftLimits
 from draft_worker.plan import make_plan
 from draft_worker.session import DraftSession
 from shared.engine.blocks import BlockPool, OutOfBlocks
-from shared.engine.sampling import rank
+from shared.engine.samplers import Sampler
 from shared.engine.spans import Runner
 from shared.protocol.limits import MAX_PATH_TOKENS
 from shared.protocol.messages import DraftClosed, DraftPath, DraftRequest, Verdict
@@ -37,6 +37,7 @@ class ModelDrafter:
     def __init__(
         self,
         runner: Runner,
+        sampler: Sampler,
         pool: BlockPool,
         *,
         vocab_size: int,
@@ -47,6 +48,7 @@ class ModelDrafter:
         self.sessions: dict[str, DraftSession] = {}
         self.counts: Counter[str] = Counter()  # steps, rows; misses and covered of closed sessions
         self._runner = runner
+        self._sampler = sampler
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._limits = limits
@@ -143,7 +145,8 @@ class ModelDrafter:
         logits = self._runner.run([growth.span for growth in growths])
         grown = [growth for growth in growths if growth.span.num_logits]
         num_ranks = 1 + max(1, self._limits.num_alternates)
-        tops = rank(logits, [growth.chain.row for growth in grown], num_ranks, only_near=True)
+        rows = [growth.chain.row for growth in grown]
+        tops = self._sampler.rank(logits, rows, num_ranks)
         unusable = []
         for (session, chain, _), (token_ids, scores) in zip(grown, tops, strict=True):
             if token_ids:

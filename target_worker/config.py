@@ -5,12 +5,17 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from shared.config.common import CommonConfig
+from shared.config.model import CPU, ModelOptions
 from shared.protocol.limits import LEASE_S, MAX_SPECULATIVE_TOKENS
 from target_worker.goodput import Policy
 
+CPU_CACHE_TOKENS = 16_384  # some hundred MB with the largest model that is bearable there
 
-class Config(CommonConfig, frozen=True, kw_only=True):
+ROUND_TOKENS = 256  # longer prefill chunks keep others waiting
+GPU_ROUND_TOKENS = 2_048  # from some 200 rows on a GPU computes rather than reads
+
+
+class Config(ModelOptions, frozen=True, kw_only=True):
     """Flags and environment variables of `python -m target_worker`."""
 
     model: Annotated[Path, Meta(description="Hugging Face directory; its name is what is served")]
@@ -19,11 +24,13 @@ class Config(CommonConfig, frozen=True, kw_only=True):
     ] = 0
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="sessions at once")] = 32
     max_batched_tokens: Annotated[
-        int, Meta(ge=2, le=1 << 20, description="tokens computed in one round")
-    ] = 256
+        int,
+        Meta(ge=0, le=1 << 20, description="computed in one round; 0: 256 on a CPU, 2048 on a GPU"),
+    ] = 0
     kv_cache_tokens: Annotated[
-        int, Meta(ge=16, le=1 << 30, description="tokens that the paged cache holds")
-    ] = 16_384
+        int,
+        Meta(ge=0, le=1 << 30, description="0: 16384 on a CPU, what fits on a GPU"),
+    ] = 0
     block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in a cache block")] = 16
     speculation: Annotated[
         Policy, Meta(description="auto: where measured speed says that it pays")
@@ -31,7 +38,12 @@ class Config(CommonConfig, frozen=True, kw_only=True):
     num_speculative_tokens: Annotated[
         int, Meta(ge=0, le=MAX_SPECULATIVE_TOKENS, description="most guesses verified in a round")
     ] = 8
-    threads: Annotated[int, Meta(ge=1, le=256, description="of one model pass on the CPU")] = 1
+    batch_invariant: Annotated[
+        bool, Meta(description="on a GPU: the same tokens in any company, at a price")
+    ] = False
+    plan: Annotated[
+        bool, Meta(description="print what the model needs of the GPU's memory, and end")
+    ] = False
     drain_s: Annotated[
         float, Meta(ge=0.0, le=86_400.0, description="after SIGTERM, to finish what is running")
     ] = 20.0
@@ -45,21 +57,28 @@ class Config(CommonConfig, frozen=True, kw_only=True):
         Raises:
             ValueError: it does not.
         """
-        if self.max_batched_tokens <= self.max_num_seqs:
+        if 0 < self.max_batched_tokens <= self.max_num_seqs:
             raise ValueError(
                 f"--max-batched-tokens is {self.max_batched_tokens}: "
-                f"must be more than --max-num-seqs ({self.max_num_seqs})"
+                f"must be 0 or more than --max-num-seqs ({self.max_num_seqs})"
             )
-        if self.kv_cache_tokens < self.block_size:
+        if 0 < self.kv_cache_tokens < self.block_size:
             raise ValueError(
                 f"--kv-cache-tokens is {self.kv_cache_tokens}: "
-                f"must be at least --block-size ({self.block_size})"
+                f"must be 0 or at least --block-size ({self.block_size})"
             )
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks of the cache."""
-        return self.kv_cache_tokens // self.block_size
+    def round_tokens(self) -> int:
+        """Tokens computed in one round at most."""
+        usual = ROUND_TOKENS if self.device == CPU else GPU_ROUND_TOKENS
+        return self.max_batched_tokens or max(usual, 2 * self.max_num_seqs)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens of the cache; 0: as many as fit."""
+        is_automatic = self.kv_cache_tokens == 0 and self.device == CPU
+        return CPU_CACHE_TOKENS if is_automatic else self.kv_cache_tokens
 
     @property
     def stall_s(self) -> float:

@@ -100,6 +100,12 @@ class Engine:
         """Share of the cache's blocks that sessions hold."""
         return self._scheduler.pool.usage
 
+    @property
+    def num_free_tokens(self) -> int:
+        """Tokens that the cache has room for."""
+        pool = self._scheduler.pool
+        return pool.num_free * pool.block_size
+
     def submit(self, admitted: AdmittedJob) -> None:
         """Take on a job. If it is here already, with an older claim, that one is dropped."""
         claim = admitted.claim

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import structlog
-import torch
 
 from shared.common.clock import Clock
 from shared.common.errors import ConfigError
 from shared.engine.blocks import BlockPool
-from shared.engine.runner import ModelRunner
-from shared.engine.spans import Runner
+from shared.engine.models import Model, load_model
+from shared.engine.settings import ModelSettings
 from shared.engine.text import TextTokenizer
 from target_worker.admission import Served
 from target_worker.config import Config
@@ -27,7 +26,7 @@ _log = structlog.get_logger()
 class Equipment:
     """A loaded model, and how requests see it."""
 
-    runner: Runner
+    model: Model
     served: Served
 
 
@@ -37,13 +36,10 @@ def equip(config: Config) -> Equipment:
     Raises:
         ConfigError: the directory or the sizes do not work.
     """
-    torch.set_num_threads(config.threads)
     name = config.model.resolve().name
-    runner = ModelRunner.load(
-        config.model, num_blocks=config.num_blocks, block_size=config.block_size
-    )
     tokenizer = TextTokenizer.load(config.model)
-    vocab_size = runner.config.vocab_size
+    model = load_model(config.model, model_settings(config))
+    vocab_size = model.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
             f"model {config.model}: its tokenizer has {tokenizer.vocab_size} ids, "
@@ -53,17 +49,36 @@ def equip(config: Config) -> Equipment:
         name=name,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
-        max_model_len=_max_model_len(config, runner.config.max_model_len),
-        eos_token_ids=runner.config.eos_token_ids,
+        max_model_len=_max_model_len(
+            config, model.config.max_model_len, model.num_blocks * config.block_size
+        ),
+        eos_token_ids=model.config.eos_token_ids,
         num_speculative_tokens=_num_speculative_tokens(config),
     )
-    return Equipment(runner, served)
+    return Equipment(model, served)
+
+
+def model_settings(config: Config) -> ModelSettings:
+    """What the settings say of the model."""
+    return ModelSettings(
+        device=config.device,
+        dtype=config.dtype,
+        block_size=config.block_size,
+        cache_tokens=config.cache_tokens,
+        max_model_len=config.max_model_len,
+        max_rows=config.round_tokens,
+        max_sequences=config.max_num_seqs,
+        memory_share=config.gpu_memory_utilization,
+        is_batch_invariant=config.batch_invariant,
+        threads=config.threads,
+    )
 
 
 def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Clock) -> Engine:
     """An engine for the model, its rounds timed once so that the policy starts with prices."""
-    runner, served = equipment.runner, equipment.served
-    pool = BlockPool(config.num_blocks, config.block_size)
+    model, served = equipment.model, equipment.served
+    runner = model.runner
+    pool = BlockPool(model.num_blocks, config.block_size)
     prices = profile(
         runner,
         pool,
@@ -85,11 +100,11 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
         per_row_ms=round(1e3 * per_row_s, 3),
     )
     return Engine(
-        Rounds(runner, lambda: self_test(runner, pool)),
+        Rounds(runner, model.sampler, lambda: self_test(runner, pool)),
         Scheduler(
             pool,
             max_num_seqs=config.max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens,
+            max_batched_tokens=config.round_tokens,
         ),
         speculation,
         vocab_size=served.vocab_size,
@@ -101,9 +116,8 @@ def _num_speculative_tokens(config: Config) -> int:
     return 0 if config.speculation is Policy.OFF else config.num_speculative_tokens
 
 
-def _max_model_len(config: Config, own: int) -> int:
-    """The context that is served: a sequence alone must always fit the cache."""
-    room = config.num_blocks * config.block_size
+def _max_model_len(config: Config, own: int, room: int) -> int:
+    """The context that is served: a sequence alone must always fit the cache of `room` tokens."""
     asked = config.max_model_len
     if asked > own:
         raise ConfigError(f"--max-model-len is {asked}: must be at most the model's own, {own}")

@@ -2,13 +2,15 @@
 
 import asyncio
 import signal
+import sys
 
 from shared.bus.connection import Bus
 from shared.common.clock import SystemClock
 from shared.common.exits import run_worker
+from shared.engine.models import render_plan
 from shared.protocol.keys import Keys
 from target_worker.config import Config
-from target_worker.equipment import Equipment, build_engine, equip
+from target_worker.equipment import Equipment, build_engine, equip, model_settings
 from target_worker.worker import EngineFailed, TargetWorker
 
 
@@ -18,6 +20,9 @@ def run(config: Config, worker_id: str) -> int:
     Raises:
         ConfigError: the model cannot be served so, or the server does not let us in.
     """
+    if config.plan:
+        sys.stdout.write(render_plan(config.model, model_settings(config)) + "\n")
+        return 0
     equipment = equip(config)
     return run_worker(_serve(config, equipment, worker_id), engine_failed=EngineFailed)
 

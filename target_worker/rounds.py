@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
-from torch import Tensor
 
-from shared.engine.sampling import VerifyRequest, verify
+from shared.engine.samplers import Sampler
+from shared.engine.sampling import VerifyRequest
 from shared.engine.spans import Runner
 from target_worker.scheduler import Row
 
@@ -44,11 +44,13 @@ class Rounds:
 
     Args:
         runner: the model.
+        sampler: chooses tokens from its logits.
         self_test: a pass that any working model survives; tells a broken engine from bad sessions.
     """
 
-    def __init__(self, runner: Runner, self_test: Callable[[], None]) -> None:
+    def __init__(self, runner: Runner, sampler: Sampler, self_test: Callable[[], None]) -> None:
         self._runner = runner
+        self._sampler = sampler
         self._self_test = self_test
 
     def run(self, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()) -> list[Verified]:
@@ -74,7 +76,7 @@ class Rounds:
     def _pass(self, rows: Sequence[Row]) -> list[Verified]:
         logits = self._runner.run([row.span() for row in rows])
         sampled = [row for row in rows if row.is_sampled]
-        confirmed = iter(_verify(logits, sampled))
+        confirmed = iter(self._sampler.verify(logits, [_request(row) for row in sampled]))
         return [
             _verified(row, next(confirmed)) if row.is_sampled else Verified(row, []) for row in rows
         ]
@@ -95,18 +97,12 @@ class Rounds:
             raise EngineBroken("no row of a round and not the self-test either") from error
 
 
-def _verify(logits: Tensor, rows: Sequence[Row]) -> list[list[int]]:
-    return verify(
-        logits,
-        [
-            VerifyRequest(
-                params=row.session.params,
-                token_ids=row.session.token_ids,
-                prompt_len=row.session.prompt_len,
-                draft_token_ids=row.draft_token_ids,
-            )
-            for row in rows
-        ],
+def _request(row: Row) -> VerifyRequest:
+    return VerifyRequest(
+        params=row.session.params,
+        token_ids=row.session.token_ids,
+        prompt_len=row.session.prompt_len,
+        draft_token_ids=row.draft_token_ids,
     )
 
 

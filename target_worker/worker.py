@@ -175,8 +175,8 @@ class TargetWorker:
         if engine.num_waiting or self._thread.error:
             return 0
         num_sessions = sum(active.num_choices for active in self._active.values())
-        free_tokens = (1.0 - engine.cache_usage) * self._config.kv_cache_tokens
-        num_fitting = max(int(free_tokens) // TYPICAL_TOKENS, int(num_sessions == 0))
+        free_tokens = engine.num_free_tokens
+        num_fitting = max(free_tokens // TYPICAL_TOKENS, int(num_sessions == 0))
         return min(self._config.max_num_seqs - num_sessions, num_fitting)
 
     def _started(self, claim: Claim, num_choices: int) -> None:

@@ -3,6 +3,7 @@
 from draft_worker.limits import DraftLimits
 from draft_worker.model_drafter import ModelDrafter
 from shared.engine.blocks import BlockPool
+from shared.engine.samplers import HostSampler
 from shared.protocol.messages import DraftRequest, Verdict
 from shared.protocol.sampling import SamplingParams
 from tests.fakes import FakeRunner
@@ -58,6 +59,7 @@ def make_drafter(
     runner = FakeRunner(vocab_size=V, num_blocks=num_blocks, block_size=block_size)
     return ModelDrafter(
         runner,
+        HostSampler(),
         BlockPool(num_blocks, block_size),
         vocab_size=V,
         max_model_len=400,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from shared.bus.jobs import Claim
 from shared.engine.blocks import BlockPool
+from shared.engine.samplers import HostSampler
 from shared.engine.sampling import Row, sample
 from shared.engine.spans import Runner
 from shared.protocol.messages import DraftAccepted, DraftPath, Message
@@ -122,7 +123,7 @@ def make_rig(
     pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(pool, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     speculation = Speculation(policy, Identity("target:a", "words"), profile=profile, clock=clock)
-    rounds = Rounds(wrap(runner), self_test=lambda: None)
+    rounds = Rounds(wrap(runner), HostSampler(), self_test=lambda: None)
     engine = Engine(rounds, scheduler, speculation, vocab_size=V, clock=clock)
     return Rig(engine, pool, runner, clock, speculation)
 

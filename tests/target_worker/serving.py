@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ async def start(
 ) -> Running:
     """A worker that claims."""
     equipment = equip(settings)
-    equipment = Equipment(wrap(equipment.runner), equipment.served)
+    model = replace(equipment.model, runner=wrap(equipment.model.runner))
+    equipment = Equipment(model, equipment.served)
     engine = build_engine(settings, equipment, bus.worker_id, SystemClock())
     worker = TargetWorker(bus, equipment.served, engine, settings, SystemClock())
     return Running(worker, asyncio.create_task(worker.run()), bus)

@@ -8,6 +8,7 @@ import pytest
 from models.recipe.vocabulary import END_ID
 from shared.engine.blocks import BlockPool
 from shared.engine.runner import ModelRunner
+from shared.engine.samplers import HostSampler
 from shared.protocol.sampling import SamplingParams
 from target_worker.admitted import AdmittedJob
 from target_worker.cost import Measured
@@ -71,7 +72,7 @@ def serve(
         policy, Identity("target:a", "words"), profile=[Measured(1, 1, 0.001)], clock=clock
     )
     engine = Engine(
-        Rounds(runner, lambda: None),
+        Rounds(runner, HostSampler(), lambda: None),
         Scheduler(pool, max_num_seqs=9, max_batched_tokens=40),
         speculation,
         vocab_size=VOCAB,

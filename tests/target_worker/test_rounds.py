@@ -6,6 +6,7 @@ import pytest
 from torch import Tensor
 
 from shared.engine.blocks import BlockPool
+from shared.engine.samplers import HostSampler
 from shared.engine.spans import Span
 from shared.protocol.sampling import SamplingParams
 from target_worker.rounds import EngineBroken, Rounds, SessionFailed
@@ -64,9 +65,9 @@ def test_the_culprit_of_a_failed_pass_is_named(pool: BlockPool) -> None:
     """The others get what they would have got; a pass is repeated once for each row."""
     runner = Moody()
     rows = [make_row(pool, first) for first in (10, 11, 12)]
-    good = [result.token_ids for result in Rounds(runner, broken).run(rows)]
+    good = [result.token_ids for result in Rounds(runner, HostSampler(), broken).run(rows)]
     runner.raises_at = {11}
-    results = Rounds(runner, broken).run(rows)
+    results = Rounds(runner, HostSampler(), broken).run(rows)
     assert [result.token_ids for result in results] == [good[0], [], good[2]]
     assert isinstance(results[1].error, IndexError)
     assert runner.num_runs == 1 + 2
@@ -76,7 +77,7 @@ def test_a_row_that_cannot_be_sampled_fails_alone(pool: BlockPool) -> None:
     """NaN in its only row: no token, an error; no second pass."""
     runner = Moody()
     runner.nan_at = {11}
-    results = Rounds(runner, broken).run([make_row(pool, 10), make_row(pool, 11)])
+    results = Rounds(runner, HostSampler(), broken).run([make_row(pool, 10), make_row(pool, 11)])
     assert [result.error is None for result in results] == [True, False]
     assert isinstance(results[1].error, SessionFailed)
     assert runner.num_runs == 1
@@ -84,7 +85,7 @@ def test_a_row_that_cannot_be_sampled_fails_alone(pool: BlockPool) -> None:
 
 def test_accepted_guesses_are_counted(pool: BlockPool) -> None:
     """A right guess and the bonus token: one accepted."""
-    rounds = Rounds(Moody(), broken)
+    rounds = Rounds(Moody(), HostSampler(), broken)
     ((first,),) = [rounds.run([make_row(pool, 10)])[0].token_ids]
     (result,) = rounds.run([make_row(pool, 10, [first])])
     assert result.token_ids[0] == first
@@ -95,7 +96,7 @@ def test_a_chunk_confirms_nothing(pool: BlockPool) -> None:
     """A prefill row that is not the last has no logits and no error."""
     row = make_row(pool, 10)
     row.num_tokens, row.is_sampled = 2, False
-    (result,) = Rounds(Moody(), broken).run([row])
+    (result,) = Rounds(Moody(), HostSampler(), broken).run([row])
     assert (result.token_ids, result.error, result.num_accepted) == ([], None, 0)
 
 
@@ -103,15 +104,15 @@ def test_a_model_that_fails_at_everything_is_broken(pool: BlockPool) -> None:
     """Only if the self-test fails too; else it is the rows."""
     runner = Moody()
     runner.raises_at = {10}
-    (result,) = Rounds(runner, lambda: None).run([make_row(pool, 10)])
+    (result,) = Rounds(runner, HostSampler(), lambda: None).run([make_row(pool, 10)])
     assert result.error is not None
     with pytest.raises(EngineBroken):
-        Rounds(runner, broken).run([make_row(pool, 10)])
+        Rounds(runner, HostSampler(), broken).run([make_row(pool, 10)])
 
 
 def test_blocks_are_copied_before_the_pass(pool: BlockPool) -> None:
     """A forked block holds its source's tokens when the pass reads it."""
     runner = Moody()
     runner.slots[5] = [1, 2, 3, 4]
-    Rounds(runner, broken).run([make_row(pool, 10)], [(5, 6)])
+    Rounds(runner, HostSampler(), broken).run([make_row(pool, 10)], [(5, 6)])
     assert runner.slots[6] == [1, 2, 3, 4]

@@ -1,0 +1,47 @@
+"""The paged key and value cache on a GPU: for every layer two tensors, by block, head and token.
+
+Within a block the tokens of one key head follow one another, so that a tile of attention is one
+contiguous read. Knows nothing of sequences: who owns which block is `shared.engine.blocks`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.gpu.copy_blocks import copy_blocks
+from shared.engine.config import ModelConfig
+
+
+class GpuCache:
+    """Keys and values of `num_blocks` blocks of `block_size` tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        # Zeros, not memory as found: what is masked must be finite, for 0 x NaN is NaN.
+        self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
+            (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks in all layers, (source, destination) each, as if all at once."""
+        if not copies:
+            return
+        device = self.layers[0][0].device
+        pairs = torch.tensor(copies, dtype=torch.int64).to(device)
+        for keys, values in self.layers:
+            copy_blocks(keys, values, pairs)

@@ -1,0 +1,127 @@
+"""From a Hugging Face directory and a worker's settings to a model that is ready on a GPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from shared.common.errors import ConfigError
+from shared.config.model import Dtype
+from shared.engine.config import ModelConfig
+from shared.engine.gpu.memory import MemoryPlan
+from shared.engine.gpu.runner import GpuLimits, GpuRunner
+from shared.engine.gpu.sampling import GpuSampler
+from shared.engine.settings import ModelSettings
+
+DTYPES = {
+    Dtype.AUTO: torch.bfloat16,
+    Dtype.BFLOAT16: torch.bfloat16,
+    Dtype.FLOAT16: torch.float16,
+    Dtype.FLOAT32: torch.float32,
+}
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # what the attention kernel reads
+INVARIANT_ROWS = 128  # a pass of an 8 B model reads its weights as long as it computes so many
+PROBE_BYTES, PROBE_REPEATS = 1 << 30, 4  # far beyond any cache
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+
+
+def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) -> MemoryPlan:
+    """What these settings need on a device with so much memory.
+
+    Raises:
+        ConfigError: blocks of a size that a GPU's attention cannot read.
+    """
+    if settings.block_size not in BLOCK_SIZES:
+        allowed = ", ".join(map(str, BLOCK_SIZES))
+        raise ConfigError(f"--block-size is {settings.block_size}: must be {allowed} on a GPU")
+    dtype = DTYPES[settings.dtype]
+    return MemoryPlan(
+        config=config,
+        dtype=dtype,
+        cache_dtype=dtype,
+        total_bytes=total_bytes,
+        max_rows=settings.max_rows,
+        max_sequences=settings.max_sequences,
+        max_model_len=min(settings.max_model_len or config.max_model_len, config.max_model_len),
+        block_size=settings.block_size,
+        utilization=settings.memory_share,
+    )
+
+
+def measured_plan(directory: Path, settings: ModelSettings) -> str:
+    """The plan for this GPU as text, with the floor that its measured copy bandwidth sets.
+
+    Raises:
+        ConfigError: as `memory_plan`, or the directory is none.
+    """
+    device = torch.device("cuda")
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    plan = memory_plan(ModelConfig.from_directory(directory), settings, total_bytes)
+    return plan.render(bandwidth=_copy_bandwidth(device))
+
+
+def load_on_gpu(
+    directory: Path, settings: ModelSettings, progress: Progress
+) -> tuple[GpuRunner, GpuSampler, int]:
+    """Load, allocate and capture.
+
+    Returns:
+        The model, its sampler, and the blocks of its cache.
+
+    Raises:
+        ConfigError: the model is not supported, or does not fit; with the memory plan.
+    """
+    device = torch.device("cuda")
+    config = ModelConfig.from_directory(directory)
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    plan = memory_plan(config, settings, total_bytes)
+    num_blocks = _num_blocks(plan, settings)
+    limits = GpuLimits(
+        num_blocks=num_blocks,
+        block_size=settings.block_size,
+        max_rows=settings.max_rows,
+        max_sequences=settings.max_sequences,
+        max_model_len=plan.max_model_len,
+        fixed_rows=INVARIANT_ROWS if settings.is_batch_invariant else None,
+    )
+    runner = GpuRunner.load(
+        directory, limits, device=device, dtype=DTYPES[settings.dtype], progress=progress
+    )
+    # Every sequence of a round is sampled at one row at least, prefill included.
+    sampler = GpuSampler(
+        max_rows=max(settings.max_rows, settings.max_sequences),
+        vocab_size=config.vocab_size,
+        device=device,
+    )
+    return runner, sampler, num_blocks
+
+
+def _num_blocks(plan: MemoryPlan, settings: ModelSettings) -> int:
+    asked = settings.cache_tokens // settings.block_size
+    if asked > plan.num_blocks:
+        raise ConfigError(
+            f"--kv-cache-tokens is {settings.cache_tokens}: must be at most {plan.num_tokens}, "
+            f"or 0 for as many as fit\n{plan.render()}"
+        )
+    if not asked:
+        plan.check()
+    return asked or plan.num_blocks
+
+
+@torch.inference_mode()
+def _copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a copy within the device; takes some 20 ms."""
+    source = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device)
+    copies = [torch.empty_like(source) for _ in range(2)]
+    start: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    copies[0].copy_(source)
+    start.record()
+    for _ in range(PROBE_REPEATS):
+        for copy in copies:
+            copy.copy_(source)
+    end.record()
+    end.synchronize()
+    num_bytes = 2 * PROBE_BYTES * len(copies) * PROBE_REPEATS
+    return num_bytes / (1e-3 * float(start.elapsed_time(end)))

@@ -1,0 +1,126 @@
+"""What the kernels of a round read, in one block of memory on each side: one copy a round.
+
+The device's side never moves, so that a captured graph finds the next round where it found the
+last.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.gpu.attention_work import AttentionBatch
+from shared.engine.spans import Span
+
+Words = NDArray[np.int32]
+
+
+class RoundShape(NamedTuple):
+    """What decides how a round is launched."""
+
+    num_rows: int
+    num_sequences: int
+    max_span: int  # rows of the longest span
+
+
+class _Fields(NamedTuple):
+    """Offsets into the block, in 32-bit words."""
+
+    token_ids: int
+    positions: int
+    slots: int
+    query_starts: int
+    context_lens: int
+    block_tables: int
+    end: int
+
+
+class RoundBuffers:
+    """Rows and sequences of one round. One owner: the runner.
+
+    Args:
+        max_rows: rows of a round at most, padding included.
+        max_sequences: in a round at most.
+        max_blocks: of one sequence at most.
+        block_size: tokens a block.
+        device: of the kernels.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        max_sequences: int,
+        max_blocks: int,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
+        self.max_rows = max_rows
+        self.max_sequences = max_sequences
+        self._max_blocks = max_blocks
+        self._block_size = block_size
+        fields = _fields(max_rows, max_sequences, max_blocks)
+        is_pinned = device.type == "cuda"
+        self._staged = torch.zeros(fields.end, dtype=torch.int32, pin_memory=is_pinned)
+        self._words: Words = self._staged.numpy()
+        self._device = torch.zeros(fields.end, dtype=torch.int32, device=device)
+        self._fields = fields
+        self._num_rows = self._num_sequences = 0  # of the last round: what is to be cleared
+        own = self._device
+        self.token_ids: Tensor = own[fields.token_ids : fields.positions]
+        self.positions: Tensor = own[fields.positions : fields.slots]
+        self.slots: Tensor = own[fields.slots : fields.query_starts]
+        self.attention = AttentionBatch(
+            query_starts=own[fields.query_starts : fields.context_lens],
+            context_lens=own[fields.context_lens : fields.block_tables],
+            block_tables=own[fields.block_tables :].view(max_sequences, max_blocks),
+            positions=self.positions,
+        )
+
+    def stage(self, spans: Sequence[Span]) -> RoundShape:
+        """Write a round's rows and send them to the device, in the order of the current stream.
+
+        The host's side must not be written again before the round is over: the caller waits.
+        """
+        fields, words = self._fields, self._words
+        row = longest = 0
+        for index, span in enumerate(spans):
+            num_rows, num_blocks = len(span.token_ids), len(span.block_ids)
+            end = span.start + num_rows
+            words[fields.token_ids + row : fields.token_ids + row + num_rows] = span.token_ids
+            table = fields.block_tables + index * self._max_blocks
+            words[table : table + num_blocks] = span.block_ids
+            positions = range(span.start, end)
+            words[fields.positions + row : fields.positions + row + num_rows] = positions
+            words[fields.slots + row : fields.slots + row + num_rows] = [
+                span.block_ids[p // self._block_size] * self._block_size + p % self._block_size
+                for p in positions
+            ]
+            words[fields.query_starts + index] = row
+            words[fields.context_lens + index] = end
+            row += num_rows
+            longest = max(longest, num_rows)
+        self._pad(row, len(spans))
+        used = fields.block_tables + len(spans) * self._max_blocks
+        self._device[:used].copy_(self._staged[:used], non_blocking=True)
+        return RoundShape(row, len(spans), longest)
+
+    def _pad(self, num_rows: int, num_sequences: int) -> None:
+        """Rows and sequences that the last round had and this one has not are nobody's."""
+        fields, words = self._fields, self._words
+        last = max(self._num_rows, num_rows)
+        words[fields.token_ids + num_rows : fields.token_ids + last] = 0
+        words[fields.positions + num_rows : fields.positions + last] = 0
+        words[fields.slots + num_rows : fields.query_starts] = -1
+        words[fields.query_starts + num_sequences : fields.context_lens] = num_rows
+        words[fields.context_lens + num_sequences : fields.block_tables] = 0
+        self._num_rows, self._num_sequences = num_rows, num_sequences
+
+
+def _fields(max_rows: int, max_sequences: int, max_blocks: int) -> _Fields:
+    sizes = (max_rows, max_rows, max_rows, max_sequences + 1, max_sequences)
+    starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+    return _Fields._make([*starts, starts[-1] + max_sequences * max_blocks])

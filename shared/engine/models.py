@@ -1,0 +1,106 @@
+"""A model ready to run on a device: what both kinds of worker load, from a Hugging Face directory.
+
+Code for GPUs is imported only where one is asked for: a worker on a CPU needs no Triton.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from shared.common.errors import ConfigError
+from shared.config.model import CPU, Dtype
+from shared.engine.config import ModelConfig
+from shared.engine.runner import ModelRunner
+from shared.engine.samplers import HostSampler, Sampler
+from shared.engine.settings import ModelSettings
+from shared.engine.spans import Runner
+
+_PROGRESS_EVERY_S = 2.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model with its cache."""
+
+    config: ModelConfig
+    runner: Runner
+    sampler: Sampler
+    num_blocks: int
+
+
+def load_model(directory: Path, settings: ModelSettings) -> Model:
+    """Load a Hugging Face directory onto a device.
+
+    Raises:
+        ConfigError: the model is not supported or does not fit, or the device cannot do it.
+    """
+    torch.set_num_threads(settings.threads)
+    if settings.device != CPU:
+        return _load_on_gpu(directory, settings)
+    if settings.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
+        raise ConfigError(f"--dtype is {settings.dtype}: must be auto or float32 on a CPU")
+    if settings.is_batch_invariant:
+        raise ConfigError(
+            "--batch-invariant is set: must be off on a CPU, which computes in float32"
+        )
+    num_blocks = settings.cache_tokens // settings.block_size
+    runner = ModelRunner.load(directory, num_blocks=num_blocks, block_size=settings.block_size)
+    return Model(runner.config, runner, HostSampler(), num_blocks)
+
+
+def render_plan(directory: Path, settings: ModelSettings) -> str:
+    """What a model needs of the GPU's memory and how fast a step can be, without loading it.
+
+    Raises:
+        ConfigError: no GPU is asked for or there, or the model is not supported.
+    """
+    if settings.device == CPU:
+        raise ConfigError("--plan needs --device: must be cuda, memory is planned for a GPU")
+    _find_gpu(settings.device)
+    from shared.engine.gpu.loading import measured_plan  # noqa: PLC0415 - needs Triton
+
+    return measured_plan(directory, settings)
+
+
+def _load_on_gpu(directory: Path, settings: ModelSettings) -> Model:
+    _find_gpu(settings.device)
+    from shared.engine.gpu.loading import load_on_gpu  # noqa: PLC0415 - needs Triton
+
+    runner, sampler, num_blocks = load_on_gpu(directory, settings, _Progress())
+    return Model(runner.config, runner, sampler, num_blocks)
+
+
+def _find_gpu(device: str) -> None:
+    """Let this process see one GPU alone, before CUDA starts: no thread can pick another then.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    _, _, index = device.partition(":")
+    if index:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible is not None else None
+        is_known = names is None or int(index) < len(names)
+        chosen = index if names is None else names[int(index)] if is_known else ""
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--device is {device}: must be cpu here, torch sees no such GPU")
+
+
+class _Progress:
+    """Logs how far loading is, not more often than a person reads."""
+
+    def __init__(self) -> None:
+        self._said_s = time.monotonic()
+
+    def __call__(self, event: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if done == total or now_s - self._said_s >= _PROGRESS_EVERY_S:
+            self._said_s = now_s
+            _log.info(event, done=done, total=total, percent=100 * done // max(total, 1))

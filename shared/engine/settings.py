@@ -1,0 +1,21 @@
+"""What a worker asks of its model, whatever the worker."""
+
+from dataclasses import dataclass
+
+from shared.config.model import Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Where and how large."""
+
+    device: str  # "cpu", "cuda" or "cuda:1"
+    dtype: Dtype
+    block_size: int
+    cache_tokens: int  # 0: as many as fit a GPU
+    max_model_len: int  # 0: the model's own
+    max_rows: int  # tokens of a pass
+    max_sequences: int  # of a pass
+    memory_share: float  # of a GPU's memory
+    is_batch_invariant: bool
+    threads: int  # of a pass on the CPU

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from kernels.gpu.skinny_linear import TILES, Tiles, skinny_linear, skinny_linear_reference
+from tests.kernels.gpu.compiled import compile_for_sm90
+
+SMALL = Tiles(16, 64, 4, 2)
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+
+
+def randn(*shape: int, device: str, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator)
+    return values.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Relative to the largest, for sums cancel."""
+    error = (found.float() - expected.float()).abs().max() / expected.float().abs().max()
+    assert error < TOLERANCE[found.dtype]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 16])
+@pytest.mark.parametrize(("num_out", "num_in"), [(1, 1), (63, 96), (130, 1009)])
+@pytest.mark.parametrize("kind", ["plain", "bias", "residual", "both"])
+def test_it_is_the_reference(
+    device: str, num_rows: int, num_out: int, num_in: int, kind: str
+) -> None:
+    """With and without what is added, at sizes that no tile divides."""
+    x = randn(num_rows, num_in, device=device)
+    weight = randn(num_out, num_in, device=device, seed=1)
+    bias = randn(num_out, device=device, seed=3) if kind in {"bias", "both"} else None
+    residual = (
+        randn(num_rows, num_out, device=device, seed=4) if kind in {"residual", "both"} else None
+    )
+    out = x.new_full((num_rows, num_out), float("nan"))
+    assert skinny_linear(x, weight, bias=bias, residual=residual, out=out, tiles=SMALL) is out
+    assert_close(out, skinny_linear_reference(x, weight, bias=bias, residual=residual))
+
+
+def test_a_row_does_not_depend_on_the_others(device: str) -> None:
+    """Bit for bit alone and among others."""
+    x, weight = randn(16, 300, device=device), randn(63, 300, device=device, seed=1)
+    together = skinny_linear(x, weight)
+    for row in (0, 7, 15):
+        assert torch.equal(skinny_linear(x[row : row + 1].contiguous(), weight)[0], together[row])
+
+
+def test_the_residual_may_be_the_result(device: str) -> None:
+    """In place, as the decoder's residual stream is."""
+    x, weight = randn(3, 64, device=device), randn(96, 64, device=device, seed=1)
+    residual = randn(3, 96, device=device, seed=2)
+    expected = skinny_linear_reference(x, weight, residual=residual)
+    skinny_linear(x, weight, residual=residual, out=residual)
+    assert_close(residual, expected)
+
+
+@pytest.mark.parametrize("num_in", [4_096, 14_336])
+def test_production_tiles_fit_a_hopper(num_in: int) -> None:
+    """No register is spilled."""
+    pointers = ("x_ptr", "weight_ptr", "residual_ptr", "out_ptr")
+    constexprs = {
+        "bias_ptr": None,
+        "num_out": 4_096,
+        "num_in": num_in,
+        "block_m": 16,
+        "block_n": TILES.block_n,
+        "block_k": TILES.block_k,
+        "is_interpreted": False,
+    }
+    used = compile_for_sm90(
+        "kernels.gpu.skinny_linear",
+        "_skinny_linear_kernel",
+        dict.fromkeys(pointers, "*bf16")
+        | {"num_rows": "i32"}
+        | dict.fromkeys(constexprs, "constexpr"),
+        constexprs,
+        num_warps=TILES.num_warps,
+        num_stages=TILES.num_stages,
+    )
+    assert used.spill_bytes == 0
+    assert used.shared_bytes <= 227 * 1024 // 4  # four programs on a multiprocessor
