@@ -66,6 +66,8 @@ def test_production_tiles_fit_a_hopper(num_in: int) -> None:
         "block_m": 16,
         "block_n": TILES.block_n,
         "block_k": TILES.block_k,
+        "prefetch_bytes": 8_192,
+        "is_dependent": True,
         "is_interpreted": False,
     }
     used = compile_for_sm90(
