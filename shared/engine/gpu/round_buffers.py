@@ -69,6 +69,9 @@ class RoundBuffers:
         self._device = torch.zeros(fields.end, dtype=torch.int32, device=device)
         self._fields = fields
         self._num_rows = self._num_sequences = 0  # of the last round: what is to be cleared
+        self._sent: torch.cuda.Event | None = None
+        if is_pinned:
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
         own = self._device
         self.token_ids: Tensor = own[fields.token_ids : fields.positions]
         self.positions: Tensor = own[fields.positions : fields.slots]
@@ -83,8 +86,10 @@ class RoundBuffers:
     def stage(self, spans: Sequence[Span]) -> RoundShape:
         """Write a round's rows and send them to the device, in the order of the current stream.
 
-        The host's side must not be written again before the round is over: the caller waits.
+        Waits until the round before has been sent: its copy reads what is written here.
         """
+        if self._sent is not None:
+            self._sent.synchronize()
         fields, words = self._fields, self._words
         row = longest = 0
         for index, span in enumerate(spans):
@@ -106,6 +111,8 @@ class RoundBuffers:
         self._pad(row, len(spans))
         used = fields.block_tables + len(spans) * self._max_blocks
         self._device[:used].copy_(self._staged[:used], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
         return RoundShape(row, len(spans), longest)
 
     def _pad(self, num_rows: int, num_sequences: int) -> None:
