@@ -4,27 +4,33 @@ A round is staged (parameters of all rows, one copy to the device), launched (ke
 read everything from the device, so that a graph can hold them), fetched (one copy back) and
 collected (one wait). One round at a time: where rounds overlap, two samplers take turns.
 
-Rows with penalties, bias, ids not allowed yet or filters are left to the CPU, request by request.
+Filters and adjustments cost only rounds that have them: such a round is longer by their kernels,
+whose number depends on what was staged, so a graph can only hold a round that `is_plain`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.gpu import filter_rows as filter_columns
 from kernels.gpu import gumbel_choice as columns
 from kernels.gpu.accept_drafts import accept_drafts
+from kernels.gpu.filter_rows import filter_rows
 from kernels.gpu.gumbel_choice import Choice, gumbel_choice, new_choice, new_workspace
 from kernels.gumbel_top import Top
-from shared.engine import sampling
 from shared.engine.adjustments import changes_logits
 from shared.engine.filters import has_filters
+from shared.engine.gpu.adjusted_rows import AdjustedRows, Changes, changes_of_rows
 from shared.engine.sampling import NOTHING, Row, VerifyRequest
+from shared.protocol.sampling import SamplingParams
 
 Ids = NDArray[np.int64]
 NO_DRAFT = -1
+MAX_TOP_K = 2**31  # more than any vocabulary: off
 
 
 class GpuSampler:
@@ -53,8 +59,13 @@ class GpuSampler:
         self._staged = _new_event() if self._is_cuda else None
         self._fetched = _new_event() if self._is_cuda else None
         self._starts: list[int] = [0]
-        self._left: dict[int, VerifyRequest] = {}  # by index: those that the CPU verifies
-        self._logits: Tensor | None = None
+        self._has_filters = False
+        self._adjusted_rows: AdjustedRows | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what is staged needs neither filters nor adjustments."""
+        return not self._has_filters and self._adjusted_rows is None
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
         """See `shared.engine.sampling.verify`; logits [T, V] bf16 or float32, on the device."""
@@ -69,13 +80,9 @@ class GpuSampler:
         requests = [VerifyRequest(row.params, row.token_ids, row.prompt_len, ()) for row in rows]
         self.stage(requests)
         choice = new_choice(len(rows), num, self._device)
-        gumbel_choice(logits, self._inputs.rows, num=num, workspace=self._workspace, out=choice)
+        self._choose(logits, num, choice)
         packed = torch.cat([choice.scores, choice.token_ids.double()], dim=1)
-        tops = [_top(numbers[num:], numbers[:num]) for numbers in packed.tolist()]
-        for index in self._left:
-            one = logits[index : index + 1].float()
-            (tops[index],) = sampling.rank(one, [rows[index]], num)
-        return tops
+        return [_top(numbers[num:], numbers[:num]) for numbers in packed.tolist()]
 
     def stage(self, requests: Sequence[VerifyRequest]) -> None:
         """Send what the kernels need to know to the device; does not wait for it."""
@@ -84,23 +91,27 @@ class GpuSampler:
         seeds, temperatures, lengths = [], [], []
         drafts: list[int] = []
         starts = [0]
-        self._left = {}
+        filtered, adjusted = [], []
         for index, request in enumerate(requests):
-            params = request.params
-            num_tokens = len(request.token_ids)
+            params, num_tokens = request.params, len(request.token_ids)
             seeds.append(params.seed)
             temperatures.append(params.temperature)
             lengths.append(num_tokens)
             drafts += request.draft_token_ids
             drafts.append(NO_DRAFT)
             starts.append(len(drafts))
-            if (params.temperature > 0 and has_filters(params)) or changes_logits(
-                params, num_tokens - request.prompt_len
-            ):
-                self._left[index] = request
+            if has_filters(params) and params.temperature > 0:
+                filtered.append(index)
+            if changes_logits(params, num_tokens - request.prompt_len):
+                adjusted.append(index)
         assert len(drafts) <= self._max_rows
         self._starts = starts
-        self._host.fill(seeds, temperatures, lengths, _as_words(drafts), starts)
+        words = _as_words(drafts)
+        self._host.fill(seeds, temperatures, lengths, words, starts)
+        self._has_filters = bool(filtered)
+        if filtered:
+            self._host.fill_filters({index: requests[index].params for index in filtered}, starts)
+        self._adjusted_rows = self._adjust(requests, adjusted, words) if adjusted else None
         self._inputs.packed.copy_(self._host.packed, non_blocking=True)
         if self._staged is not None:
             self._staged.record()
@@ -114,14 +125,13 @@ class GpuSampler:
         num_rows = len(logits)
         assert self._starts[-1] <= num_rows <= self._max_rows
         assert logits.shape[1] == self._vocab_size
-        gumbel_choice(logits, self._inputs.rows, workspace=self._workspace, out=self._choice)
+        self._choose(logits, 1, self._choice)
         accept_drafts(
             self._results[0],
             self._inputs.drafts,
             self._inputs.row_starts[: num_rows + 1],
             out=self._results[1, :num_rows],
         )
-        self._logits = logits
 
     def fetch(self) -> None:
         """Send the results to the host; does not wait for them."""
@@ -136,14 +146,27 @@ class GpuSampler:
         num_rows, starts = self._starts[-1], self._starts[:-1]
         chosen = self._host_results[0, :num_rows].tolist()
         counts = self._host_results[1, : len(starts)].tolist()
-        confirmed = [
-            chosen[start : start + count] for start, count in zip(starts, counts, strict=True)
-        ]
-        for index, request in self._left.items():
-            assert self._logits is not None
-            rows = self._logits[self._starts[index] : self._starts[index + 1]]
-            (confirmed[index],) = sampling.verify(rows.float(), [request])
-        return confirmed
+        return [chosen[start : start + count] for start, count in zip(starts, counts, strict=True)]
+
+    def _choose(self, logits: Tensor, num: int, out: Choice) -> None:
+        rows = self._inputs.rows
+        adjusted = None if self._adjusted_rows is None else self._adjusted_rows.apply(logits)
+        if self._has_filters:
+            others = None if adjusted is None else adjusted.logits
+            filter_rows(logits, rows, self._inputs.filters, adjusted=others)
+        gumbel_choice(logits, rows, num=num, adjusted=adjusted, workspace=self._workspace, out=out)
+
+    def _adjust(
+        self, requests: Sequence[VerifyRequest], indices: Sequence[int], words: Ids
+    ) -> AdjustedRows:
+        rows: list[int] = []
+        tokens: list[Changes] = []
+        for index in indices:
+            start, end = self._starts[index : index + 2]
+            tokens += changes_of_rows(requests[index], words[start : end - 1], self._vocab_size)
+            rows += range(start, end)
+        self._host.rows.numpy()[rows, columns.SOURCE] = np.arange(len(rows))
+        return AdjustedRows(rows, tokens, self._vocab_size, self._device)
 
 
 class _Inputs:
@@ -154,14 +177,17 @@ class _Inputs:
     ) -> None:
         num_words = max_rows * columns.NUM_FIELDS
         self.packed = torch.zeros(
-            num_words + max_rows + max_rows + 1,
+            num_words + max_rows * (filter_columns.NUM_FILTERS + 2) + 1,
             dtype=torch.int64,
             device=device,
             pin_memory=is_pinned,
         )
         self.rows = self.packed[:num_words].view(max_rows, columns.NUM_FIELDS)
         self.drafts = self.packed[num_words : num_words + max_rows]
-        self.row_starts = self.packed[num_words + max_rows :]
+        num_words += max_rows
+        self.filters = self.packed[num_words : num_words + max_rows * filter_columns.NUM_FILTERS]
+        self.filters = self.filters.view(max_rows, filter_columns.NUM_FILTERS)
+        self.row_starts = self.packed[-(max_rows + 1) :]
 
     def fill(
         self,
@@ -196,6 +222,19 @@ class _Inputs:
         self.drafts.numpy()[:num_rows] = drafts
         row_starts[: len(begins)] = begins
         row_starts[len(begins) :] = num_rows
+
+    def fill_filters(self, params: Mapping[int, SamplingParams], starts: Sequence[int]) -> None:
+        """Write the filters of some requests, by index, to their rows; the others have none."""
+        words, floats = self.filters.numpy(), self.filters.numpy().view(np.float64)
+        words[:, filter_columns.TOP_K] = 0
+        floats[:, filter_columns.TOP_P] = 1.0
+        floats[:, filter_columns.LOG_MIN_P] = columns.LOWEST
+        for index, one in params.items():
+            rows = slice(starts[index], starts[index + 1])
+            words[rows, filter_columns.TOP_K] = min(one.top_k, MAX_TOP_K)
+            floats[rows, filter_columns.TOP_P] = one.top_p
+            if one.min_p > 0.0:
+                floats[rows, filter_columns.LOG_MIN_P] = math.log(one.min_p)
 
 
 def _as_words(drafts: Sequence[int]) -> Ids:

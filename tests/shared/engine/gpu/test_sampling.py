@@ -194,3 +194,18 @@ def test_an_empty_batch_is_empty(device: str) -> None:
     nothing = torch.empty(0, NUM_IDS, device=device)
     assert sampler(NUM_IDS, device).verify(nothing, []) == []
     assert sampler(NUM_IDS, device).rank(nothing, [], 3) == []
+
+
+def test_only_filters_and_adjustments_make_a_round_more_than_plain(device: str) -> None:
+    """What a captured graph may hold; at temperature 0 filters change nothing."""
+    ours, rounds = sampler(NUM_IDS, device), []
+    for params in (
+        GREEDY,
+        SamplingParams(seed=1, temperature=0.0, top_k=5),
+        SamplingParams(seed=1, min_tokens=1, stop_token_ids=(3,)),
+        SamplingParams(seed=1, top_k=5),
+        SamplingParams(seed=1, presence_penalty=0.5),
+    ):
+        ours.stage([VerifyRequest(params, [1, 2], 1, [])])
+        rounds.append(ours.is_plain)
+    assert rounds == [True, True, True, False, False]

@@ -1,0 +1,146 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.gpu import filter_rows as filter_columns
+from kernels.gpu import gumbel_choice as columns
+from kernels.gpu.filter_rows import filter_rows, filter_rows_reference
+from kernels.gpu.gumbel_choice import LOWEST
+from shared.engine.filters import keep_threshold
+from shared.protocol.sampling import SamplingParams
+from tests.kernels.gpu.compiled import compile_for_sm90
+
+# The interpreter computes with numpy, which tells of overflow where a GPU quietly has infinity.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+PARAMS = [
+    SamplingParams(seed=0, temperature=0.7),
+    SamplingParams(seed=0, temperature=0.7, top_k=1),
+    SamplingParams(seed=0, temperature=1.0, top_k=50),
+    SamplingParams(seed=0, temperature=1.0, top_p=0.9),
+    SamplingParams(seed=0, temperature=0.5, top_p=1e-6),
+    SamplingParams(seed=0, temperature=2.0, top_p=1 - 1e-12),
+    SamplingParams(seed=0, temperature=1.3, min_p=0.05),
+    SamplingParams(seed=0, temperature=1.0, top_k=40, top_p=0.8, min_p=0.01),
+    SamplingParams(seed=0, temperature=1e-300, top_k=3, top_p=0.8),
+]
+
+
+def rows_and_filters(params: list[SamplingParams]) -> tuple[Tensor, Tensor]:
+    rows = torch.zeros(len(params), columns.NUM_FIELDS, dtype=torch.int64)
+    filters = torch.zeros(len(params), filter_columns.NUM_FILTERS, dtype=torch.int64)
+    floats, bounds = rows.view(torch.float64), filters.view(torch.float64)
+    rows[:, columns.SOURCE] = columns.OWN_LOGITS
+    floats[:, [columns.MIN_VALUE, columns.MIN_LOGIT]] = LOWEST
+    for row, one in enumerate(params):
+        floats[row, columns.TEMPERATURE] = one.temperature
+        filters[row, filter_columns.TOP_K] = one.top_k
+        bounds[row, filter_columns.TOP_P] = one.top_p
+        bounds[row, filter_columns.LOG_MIN_P] = math.log(one.min_p) if one.min_p else LOWEST
+    return rows, filters
+
+
+def random_rows(num_rows: int, vocab_size: int) -> Tensor:
+    values = np.random.default_rng(vocab_size).standard_normal((num_rows, vocab_size)) * 3
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def expected_of(logits: Tensor, params: SamplingParams) -> float:
+    values = logits.double().numpy()
+    with np.errstate(over="ignore"):
+        return keep_threshold((values - values.max()) / params.temperature, params)
+
+
+def assert_keeps_the_same(
+    logits: Tensor, params: list[SamplingParams], rows: Tensor, thresholds: list[float]
+) -> None:
+    """A threshold below all logits may be any such number."""
+    for values, one, min_value, row in zip(
+        logits.double(), params, thresholds, rows.view(torch.float64).tolist(), strict=True
+    ):
+        scaled = (values - values.max()) / one.temperature
+        kept = scaled >= expected_of(values, one)
+        assert torch.equal(scaled >= min_value, kept)
+        assert not kept[values < row[columns.MIN_LOGIT]].any()
+
+
+@pytest.mark.parametrize("vocab_size", [1, 63, 1009, 4099])
+def test_the_same_tokens_are_kept_as_on_the_cpu(vocab_size: int, device: str) -> None:
+    """For every filter alone and for all together."""
+    logits = random_rows(len(PARAMS), vocab_size)
+    rows, filters = rows_and_filters(PARAMS)
+    expected = filter_rows_reference(logits, rows, filters)
+    ours = rows.to(device)
+    filter_rows(logits.to(device), ours, filters.to(device))
+    ours = ours.cpu()
+    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
+    assert_keeps_the_same(logits, PARAMS, ours, thresholds)
+    assert_keeps_the_same(logits, PARAMS, rows, expected)
+
+
+def test_ties_at_the_edge_all_stay(device: str) -> None:
+    """Few levels, masked tokens, both signs and both zeros."""
+    logits = random_rows(len(PARAMS), 3000).div(2).round()
+    logits[:, ::7] *= -0.0
+    logits[:, 1::3] = -torch.inf
+    rows, filters = rows_and_filters(PARAMS)
+    ours = rows.to(device)
+    filter_rows(logits.to(device), ours, filters.to(device))
+    ours = ours.cpu()
+    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
+    assert_keeps_the_same(logits, PARAMS, ours, thresholds)
+
+
+def test_adjusted_rows_are_filtered_in_float64(device: str) -> None:
+    """By what replaces their logits, bf16 beside it."""
+    params = [PARAMS[2], PARAMS[3], PARAMS[7]]
+    logits = random_rows(3, 1009).bfloat16()
+    adjusted = random_rows(2, 1009).double() + torch.arange(1009).double() * 1e-11
+    rows, filters = rows_and_filters(params)
+    rows[:, columns.SOURCE] = torch.tensor([1, columns.OWN_LOGITS, 0])
+    ours = rows.to(device)
+    filter_rows(logits.to(device), ours, filters.to(device), adjusted=adjusted.to(device))
+    ours = ours.cpu()
+    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
+    seen = torch.stack([adjusted[1], logits[1].double(), adjusted[0]])
+    assert_keeps_the_same(seen, params, ours, thresholds)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_unusable_rows_and_rows_of_nobody_are_left_alone(bad: float, device: str) -> None:
+    """They have no edge; the sampler finds out what they are."""
+    logits = torch.full((2, 63), bad)
+    rows, filters = rows_and_filters([PARAMS[7]] * 2)
+    logits[0, 5] = bad
+    rows[1, columns.SOURCE] = columns.NO_ROW
+    ours = rows.to(device)
+    filter_rows(logits.to(device), ours, filters.to(device))
+    assert torch.equal(ours.cpu(), rows)
+
+
+@pytest.mark.parametrize("is_adjusted", [False, True])
+def test_filters_compile_for_hopper_without_spills(*, is_adjusted: bool) -> None:
+    """As launched in production."""
+    signature = {
+        "logits_ptr": "*bf16",
+        "row_stride": "i32",
+        "vocab_size": "i32",
+        "adjusted_ptr": "*fp64" if is_adjusted else "constexpr",
+        "rows_ptr": "*i64",
+        "filters_ptr": "*i64",
+        "block_size": "constexpr",
+    }
+    constexprs: dict[str, object] = {"block_size": filter_columns.BLOCK_SIZE}
+    resources = compile_for_sm90(
+        "kernels.gpu.filter_rows",
+        "_filter_rows_kernel",
+        signature,
+        constexprs | ({} if is_adjusted else {"adjusted_ptr": None}),
+        num_warps=filter_columns.NUM_WARPS,
+        num_stages=1,
+        divisible=("row_stride", "vocab_size"),
+    )
+    assert resources.spill_bytes == 0
