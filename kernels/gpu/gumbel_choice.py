@@ -182,6 +182,22 @@ def _may_enter(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _store_best(
+    token_ids_ptr: tl.tensor,  # [num], written
+    scores_ptr: tl.tensor,  # [num], written
+    found: tl.tensor,
+    found_ids: tl.tensor,
+    num: tl.constexpr,
+) -> None:
+    for rank in tl.static_range(num):
+        top, top_id = _first_best(found, found_ids)
+        tl.store(token_ids_ptr + rank, tl.where(top > float("-inf"), top_id, -1))
+        tl.store(scores_ptr + rank, top)
+        is_stored = (found == top) & (found_ids == top_id)
+        found = tl.where(is_stored, float("-inf"), found)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _choose_kernel(  # noqa: PLR0917  # kernels take their arguments by position
     logits_ptr: tl.tensor,  # [T, V]
     row_stride: tl.tensor,  # elements
@@ -236,14 +252,8 @@ def _choose_kernel(  # noqa: PLR0917  # kernels take their arguments by position
             top, top_id = _first_best(scores, token_ids)
         bounds = tl.where(blocks == block, float("-inf"), bounds)
         bound, block = _first_best(bounds, blocks)
-
     found = tl.where(slots < num, found, float("-inf"))
-    for rank in tl.static_range(num):
-        top, top_id = _first_best(found, found_ids)
-        tl.store(token_ids_ptr + row * num + rank, tl.where(top > float("-inf"), top_id, -1))
-        tl.store(scores_ptr + row * num + rank, top)
-        is_stored = (found == top) & (found_ids == top_id)
-        found = tl.where(is_stored, float("-inf"), found)
+    _store_best(token_ids_ptr + row * num, scores_ptr + row * num, found, found_ids, num)
 
 
 class Workspace(NamedTuple):

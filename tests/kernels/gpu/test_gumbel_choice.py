@@ -120,6 +120,18 @@ def test_rows_of_nobody_have_no_token(device: str) -> None:
     assert_same(Choice(choice.token_ids[::2], choice.scores[::2]), logits[::2], rows[::2])
 
 
+@pytest.mark.gpu
+def test_logits_beyond_2_to_the_31_elements_are_reached() -> None:
+    """Offsets are 64 bits wide."""
+    num_rows, vocab_size = 8_200, 262_144
+    logits = torch.zeros(num_rows, vocab_size, dtype=torch.bfloat16, device="cuda")
+    logits[-2:] = random_rows(2, vocab_size).to("cuda")
+    rows = rows_of([0.0, 0.7]).repeat(num_rows // 2, 1)
+    choice = gumbel_choice(logits, rows.to("cuda"))
+    last = Choice(choice.token_ids[-2:], choice.scores[-2:])
+    assert_same(last, logits[-2:].float().cpu(), rows[-2:])
+
+
 BOUND_SIGNATURE = {
     "logits_ptr": "*bf16",
     "row_stride": "i32",

@@ -209,3 +209,22 @@ def test_only_filters_and_adjustments_make_a_round_more_than_plain(device: str) 
         ours.stage([VerifyRequest(params, [1, 2], 1, [])])
         rounds.append(ours.is_plain)
     assert rounds == [True, True, True, False, False]
+
+
+@pytest.mark.gpu
+def test_a_captured_launch_follows_what_is_staged() -> None:
+    """A graph of the kernels serves rounds of any requests, with fewer rows than it has."""
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=4096, device="cuda")
+    logits = tensor(*(random_logits(4096, index) for index in range(MAX_ROWS))).to("cuda")
+    ours.stage([VerifyRequest(GREEDY, [1], 1, [])])
+    ours.launch(logits)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.launch(logits)
+    for seed in range(8):
+        params = SamplingParams(seed=seed, temperature=0.7)
+        requests = [VerifyRequest(params, [1] * length, 1, [5, 6]) for length in (3, 9, seed + 1)]
+        ours.stage(requests)
+        graph.replay()
+        ours.fetch()
+        assert ours.collect() == sampling.verify(logits[:9].cpu(), requests)
