@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.dependent_launch import is_dependent, launch_options
-
 MAX_DIM = 16_384  # A row lives in the registers of one program.
 # Two 16-byte loads of bf16 a thread: fewer leave lanes idle, more make one row wait for itself.
 ELEMENTS_PER_WARP = 512
@@ -44,17 +42,12 @@ def _rms_norm_kernel(  # noqa: PLR0917  # kernels take theirs by position
     out_ptr: tl.tensor,  # [T, H], of the weight's dtype
     eps: float,
     dim: tl.constexpr,
-    is_dependent: tl.constexpr,
 ) -> None:
-    if is_dependent:
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, triton.next_power_of_2(dim))
     is_inside = columns < dim
     # Asked for before the row is needed: the two reads overlap.
     weight = tl.load(weight_ptr + columns, mask=is_inside, other=0.0)
-    if is_dependent:
-        tl.extra.cuda.gdc_wait()
     x = tl.load(x_ptr + row * dim + columns, mask=is_inside, other=0.0).to(tl.float32)
     if residual_ptr is not None:
         places = residual_ptr + row * dim + columns
@@ -124,14 +117,5 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out:
         # Triton compiles another program, which sums in another order, for what is not aligned.
         assert rows.data_ptr() % ALIGNMENT_BYTES == 0
     _rms_norm_kernel[(num_rows,)](
-        x,
-        residual,
-        weight,
-        out,
-        eps,
-        dim=dim,
-        is_dependent=is_dependent(x),
-        num_warps=num_warps_of(dim),
-        num_stages=1,
-        **launch_options(x),
+        x, residual, weight, out, eps, dim=dim, num_warps=num_warps_of(dim), num_stages=1
     )

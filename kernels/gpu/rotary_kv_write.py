@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.dependent_launch import is_dependent, launch_options
 from kernels.gpu.rms_norm import rms_norm_reference
 from kernels.head_layout import HeadLayout
 
@@ -75,11 +74,7 @@ def _rotary_kv_write_kernel(  # noqa: PLR0917  # kernels take theirs by position
     head_dim: tl.constexpr,
     block_size: tl.constexpr,
     tile_heads: tl.constexpr,
-    is_dependent: tl.constexpr,
 ) -> None:
-    if is_dependent:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     # The position of a padding row may be anything: it must not be followed.
@@ -181,8 +176,6 @@ def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the 
         head_dim=head_dim,
         block_size=block_size,
         tile_heads=tile_heads,
-        is_dependent=is_dependent(qkv),
         num_warps=NUM_WARPS,
         num_stages=1,
-        **launch_options(qkv),
     )

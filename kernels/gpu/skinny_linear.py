@@ -1,15 +1,13 @@
 """Linear layers for few rows: y = x W^T + b + residual, with W read once.
 
-Below some 16 rows a multiplication takes as long as reading W. While the kernel before still runs,
-the beginning of W is asked for (PTX ISA, `cp.async.bulk.prefetch.L2`); then each program streams
-its rows of W from the first column to the last. Where W is small, cuBLAS cuts it differently and
-reads slower.
+A multiplication of one row takes as long as reading W. Each program streams its rows of W from the
+first column to the last; where W is small, cuBLAS cuts it differently and reads slower. One order
+of summation whatever the number of rows, so a row's result does not depend on the others.
 
-One order of summation whatever the number of rows, so a row's result does not depend on the others.
-
-Measured on an H200 (`bench.gpu_linear`, microseconds, W not in the cache, floor by copy bandwidth):
-4,096 x 4,096: floor 7.9, cuBLAS 13.8, this 12.2; 14,336 -> 4,096: 27.7, 32.5, 31.5. Larger outputs
-are cuBLAS's: 4,096 -> 28,672: 55.3, 57.2, 74.
+Measured on an H200 (`bench.gpu_linear`, one row, microseconds, W not in the cache, floor by copy
+bandwidth): 4,096 -> 4,096: floor 7.9, cuBLAS 13.6, this 12.0; 14,336 -> 4,096: 27.6, 32.3, 30.5.
+More outputs are cuBLAS's (4,096 -> 28,672: 55, 58, 60), and so are more rows: within a step it was
+faster from 5 rows on.
 """
 
 from typing import NamedTuple
@@ -19,8 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
-
-from kernels.gpu.dependent_launch import is_dependent, launch_options
 
 MAX_ROWS = 16  # rows of the smallest matrix product
 
@@ -34,9 +30,8 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-MAX_FAST_OUTPUTS = 4_096  # beyond, cuBLAS reads W as fast as it can be read
-PREFETCH_BYTES = 8_192  # of each row: of 4,096 rows, half the second-level cache
-TILES = Tiles(16, 256, 2, 4)  # pinned: another tile could round differently
+MAX_FAST_ROWS, MAX_FAST_OUTPUTS = 1, 4_096  # beyond, cuBLAS is faster
+TILES = Tiles(16, 512, 2, 4)  # pinned: another tile could round differently
 
 
 def skinny_linear_reference(
@@ -45,23 +40,6 @@ def skinny_linear_reference(
     """By definition, in float32; arguments as `skinny_linear`."""
     y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     return (y if residual is None else y + residual.float()).to(x.dtype)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _prefetch_rows(
-    weight_ptr: tl.tensor, rows: tl.tensor, num_in: tl.constexpr, num_bytes: tl.constexpr
-) -> None:
-    """Ask for the beginnings of some rows of W, into the second-level cache."""
-    size: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
-    addresses = weight_ptr.to(tl.int64) + rows.to(tl.int64) * (num_in * size)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [addresses, tl.full([rows.shape[0]], num_bytes, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -77,18 +55,11 @@ def _skinny_linear_kernel(  # noqa: PLR0917  # kernels take their arguments by p
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
-    prefetch_bytes: tl.constexpr,  # of each row of W, asked for ahead; 0 for none
-    is_dependent: tl.constexpr,
     is_interpreted: tl.constexpr,
 ) -> None:
     rows = tl.arange(0, block_m)
     outputs = tl.program_id(0) * block_n + tl.arange(0, block_n)
     is_row, is_output = rows < num_rows, outputs < num_out
-    if is_dependent:
-        tl.extra.cuda.gdc_launch_dependents()
-        if prefetch_bytes > 0:  # W waits for nobody
-            _prefetch_rows(weight_ptr, tl.minimum(outputs, num_out - 1), num_in, prefetch_bytes)
-        tl.extra.cuda.gdc_wait()
     x_row = x_ptr + rows[:, None] * num_in
     weight_row = weight_ptr + outputs[:, None].to(tl.int64) * num_in
     sums = tl.zeros([block_m, block_n], tl.float32)
@@ -152,17 +123,14 @@ def skinny_linear(
         block_m=MAX_ROWS,
         block_n=tiles.block_n,
         block_k=tiles.block_k,
-        prefetch_bytes=min(num_in * x.element_size(), PREFETCH_BYTES) // 16 * 16,
-        is_dependent=is_dependent(x),
         is_interpreted=not x.is_cuda,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        **launch_options(x),
     )
     return out
 
 
 def is_faster(weight: Tensor, num_rows: int) -> bool:
     """Whether this is faster than cuBLAS for so many rows, as far as was measured."""
-    is_small = num_rows <= MAX_ROWS and len(weight) <= MAX_FAST_OUTPUTS
+    is_small = num_rows <= MAX_FAST_ROWS and len(weight) <= MAX_FAST_OUTPUTS
     return is_small and weight.dtype != torch.float32

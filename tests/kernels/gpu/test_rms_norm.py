@@ -113,9 +113,8 @@ def test_the_production_configuration_fits_a_gpu(dim: int) -> None:
             "out_ptr": "*bf16",
             "eps": "fp32",
             "dim": "constexpr",
-            "is_dependent": "constexpr",
         },
-        {"dim": dim, "is_dependent": True},
+        {"dim": dim},
         num_warps=num_warps_of(dim),
         num_stages=1,
     )

@@ -242,7 +242,6 @@ def test_the_production_configuration_fits_a_gpu(head_dim: int, norm: str, cache
         "head_dim": head_dim,
         "block_size": 16,
         "tile_heads": TILE_SIZE // (256 if head_dim > 128 else 128),
-        "is_dependent": True,
     }
     resources = compile_for_sm90(
         "kernels.gpu.rotary_kv_write",

@@ -66,8 +66,6 @@ def test_production_tiles_fit_a_hopper(num_in: int) -> None:
         "block_m": 16,
         "block_n": TILES.block_n,
         "block_k": TILES.block_k,
-        "prefetch_bytes": 8_192,
-        "is_dependent": True,
         "is_interpreted": False,
     }
     used = compile_for_sm90(
@@ -81,4 +79,4 @@ def test_production_tiles_fit_a_hopper(num_in: int) -> None:
         num_stages=TILES.num_stages,
     )
     assert used.spill_bytes == 0
-    assert used.shared_bytes <= 227 * 1024 // 4  # four programs on a multiprocessor
+    assert used.shared_bytes <= 227 * 1024 // 2  # two programs on a multiprocessor
