@@ -1,0 +1,134 @@
+"""The whole path on GPUs: client, gateway, server, workers: `python -m bench.gpu_path`.
+
+Speculation and plain decoding side by side, target on the first GPU and draft on the second where
+there is one; answers of a fixed length, at several numbers of streams and temperatures. The models
+are those of `bench.expand`: the cost of large ones, the text and the acceptance of the bundled
+pair.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.cpu import machine
+from bench.load import stream_all
+from bench.prompts import PROMPTS
+from bench.system import running
+
+STREAMS = (1, 8, 32, 64)
+TEMPERATURES = (0.0, 0.7)
+ANSWERS_A_STREAM = {1: 6, 8: 3, 32: 2, 64: 2}
+TURNS = 2
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Variables for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def measure(url: str, model: str, width: int, temperature: float) -> dict[str, Any]:
+    """One load."""
+    num_answers = width * ANSWERS_A_STREAM[width]
+    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(num_answers)]
+    load = asyncio.run(stream_all(url, model, prompts, num_streams=width, temperature=temperature))
+    stats = [answer.speculation for answer in load.answers if answer.speculation]
+    drafted = sum(one.get("num_draft_tokens", 0) for one in stats)
+    accepted = sum(one.get("num_accepted_draft_tokens", 0) for one in stats)
+    rounds = sum(one.get("num_spec_steps", 0) for one in stats)
+    return {
+        "tokens_per_s": load.tokens_per_s,
+        "ttft_ms": 1e3 * statistics.median(answer.ttft_s for answer in load.answers),
+        "num_tokens": sum(answer.num_tokens for answer in load.answers),
+        "num_draft_tokens": drafted,
+        "num_accepted_tokens": accepted,
+        "num_rounds": rounds,
+        "texts": [answer.text for answer in load.answers],
+    }
+
+
+def gpu_names() -> list[str]:
+    """What is here, and its driver."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    names = gpu_names()
+    settings = {
+        "TARGET_WORKER_DEVICE": "cuda:0",
+        "TARGET_WORKER_BLOCK_SIZE": "64",
+        "TARGET_WORKER_MAX_NUM_SEQS": "64",
+        "TARGET_WORKER_MAX_MODEL_LEN": "1024",
+        "TARGET_WORKER_KV_CACHE_TOKENS": "131072",
+        "DRAFT_WORKER_DEVICE": f"cuda:{len(names) - 1}",
+        "DRAFT_WORKER_BLOCK_SIZE": "64",
+        "DRAFT_WORKER_NUM_BLOCKS": "4096",
+        "DRAFT_WORKER_MAX_NUM_ROWS": "128",
+        "DRAFT_WORKER_STEP_COST": "100",  # a step of a large draft costs as much as a hundred rows
+    }
+    models = ("--target", str(options.target), "--draft", str(options.draft))
+    lines = []
+    for kind, flags in {"plain": ("--draft-workers", "0"), "speculation": ()}.items():
+        with environment(**settings), running(*models, *flags) as url:
+            for width in options.streams:
+                for temperature in TEMPERATURES:
+                    for turn in range(1 + options.turns):
+                        line = measure(url, options.target.name, width, temperature)
+                        if not turn:
+                            continue  # the policy learns what pays at this load
+                        line |= {"kind": kind, "streams": width, "temperature": temperature}
+                        lines.append(line)
+                        print(
+                            f"{kind:12s} {width:3d} streams  T {temperature}  "
+                            f"{line['tokens_per_s']:8.1f} tokens/s  "
+                            f"ttft {line['ttft_ms']:6.1f} ms  "
+                            f"{line['num_accepted_tokens']}/{line['num_draft_tokens']} in "
+                            f"{line['num_rounds']} rounds",
+                            flush=True,
+                        )
+    same = _same_texts(lines)
+    print(f"texts equal with and without speculation: {same}")
+    for line in lines:
+        del line["texts"]
+    result = {"gpus": names, "machine": machine(), "lines": lines, "same_texts": same}
+    options.out.write_text(json.dumps(result, indent=1))
+
+
+def _same_texts(lines: Sequence[dict[str, Any]]) -> str:
+    """Answers that are the same with speculation, of all that were given both ways."""
+    texts: dict[tuple[int, float], dict[str, list[str]]] = {}
+    for line in lines:
+        texts.setdefault((line["streams"], line["temperature"]), {})[line["kind"]] = line["texts"]
+    pairs = [
+        pair
+        for kinds in texts.values()
+        if len(kinds) > 1
+        for pair in zip(kinds["plain"], kinds["speculation"], strict=True)
+    ]
+    return f"{sum(plain == other for plain, other in pairs)} of {len(pairs)}"
+
+
+if __name__ == "__main__":
+    main()
