@@ -81,6 +81,7 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
     pool = BlockPool(model.num_blocks, config.block_size)
     prices = profile(
         runner,
+        model.sampler,
         pool,
         clock,
         max_num_seqs=config.max_num_seqs,
@@ -100,7 +101,7 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
         per_row_ms=round(1e3 * per_row_s, 3),
     )
     return Engine(
-        Rounds(runner, model.sampler, lambda: self_test(runner, pool)),
+        Rounds(runner, model.sampler, lambda: self_test(runner, model.sampler, pool)),
         Scheduler(
             pool,
             max_num_seqs=config.max_num_seqs,

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from shared.common.clock import Clock
 from shared.engine.blocks import BlockPool, OutOfBlocks
+from shared.engine.samplers import Sampler
+from shared.engine.sampling import VerifyRequest
 from shared.engine.spans import Runner, Span
+from shared.protocol.sampling import SamplingParams
 from target_worker.cost import Measured
 
 _CONTEXT = 48  # tokens before the measured ones: a short prompt
 _REPEATS = 7
+_PARAMS = SamplingParams(seed=0, temperature=0.7)
 _SHAPES = (  # (sequences, rows of each)
     *((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (4, 4), (8, 1), (8, 2), (16, 1), (16, 2)),
     *((32, 1), (64, 1)),
@@ -19,9 +23,18 @@ _SHAPES = (  # (sequences, rows of each)
 
 
 def profile(
-    runner: Runner, pool: BlockPool, clock: Clock, *, max_num_seqs: int, max_model_len: int
+    runner: Runner,
+    sampler: Sampler,
+    pool: BlockPool,
+    clock: Clock,
+    *,
+    max_num_seqs: int,
+    max_model_len: int,
 ) -> list[Measured]:
-    """Time rounds of several shapes: at least the smallest, at most what the limits allow."""
+    """Time rounds of several shapes: at least the smallest, at most what the limits allow.
+
+    With the sampler: a GPU's pass is over when its tokens are known, not when it is launched.
+    """
     limit = min(max_model_len, pool.num_free * pool.block_size)
     shapes = [shape for shape in _SHAPES if shape[0] <= max_num_seqs and shape[1] <= limit]
     most = max(rows for _, rows in shapes)
@@ -32,14 +45,16 @@ def profile(
         blocks = list(table.block_ids)
         runner.run([Span([0] * (context + 1), 0, blocks, 1)])
         return [
-            _measure(runner, clock, [Span([0] * rows, context, blocks, rows)] * num_sequences)
+            _measure(
+                runner, sampler, clock, [Span([0] * rows, context, blocks, rows)] * num_sequences
+            )
             for num_sequences, rows in shapes
         ]
     finally:
         table.release()
 
 
-def self_test(runner: Runner, pool: BlockPool) -> None:
+def self_test(runner: Runner, sampler: Sampler, pool: BlockPool) -> None:
     """One token in a free block.
 
     Raises:
@@ -51,16 +66,20 @@ def self_test(runner: Runner, pool: BlockPool) -> None:
     except OutOfBlocks:
         return  # nothing can be said, so nothing is held against it
     try:
-        runner.run([Span([0], 0, list(table.block_ids), 1)])
+        logits = runner.run([Span([0], 0, list(table.block_ids), 1)])
+        sampler.verify(logits, [VerifyRequest(_PARAMS, [0], 1, ())])
     finally:
         table.release()
 
 
-def _measure(runner: Runner, clock: Clock, spans: Sequence[Span]) -> Measured:
+def _measure(runner: Runner, sampler: Sampler, clock: Clock, spans: Sequence[Span]) -> Measured:
+    requests = [
+        VerifyRequest(_PARAMS, [0] * span.start, 1, [0] * (span.num_logits - 1)) for span in spans
+    ]
     times = []
     for _ in range(_REPEATS):
         started_s = clock.monotonic_s()
-        runner.run(spans)
+        sampler.verify(runner.run(spans), requests)
         times.append(clock.monotonic_s() - started_s)
     num_rows = sum(len(span.token_ids) for span in spans)
     # The least: whatever else the machine does can only add to it.

@@ -3,6 +3,7 @@
 import pytest
 
 from shared.engine.blocks import BlockPool
+from shared.engine.samplers import HostSampler
 from target_worker.warmup import profile, self_test
 from tests.fakes import FakeRunner, ManualClock
 
@@ -13,7 +14,14 @@ def test_the_profile_fits_any_limits(num_blocks: int, max_model_len: int) -> Non
     """One sequence of one row at least; all blocks are given back; no time passes, no zero."""
     pool = BlockPool(num_blocks, 4)
     runner = FakeRunner(vocab_size=5, num_blocks=num_blocks, block_size=4)
-    measured = profile(runner, pool, ManualClock(), max_num_seqs=4, max_model_len=max_model_len)
+    measured = profile(
+        runner,
+        HostSampler(),
+        pool,
+        ManualClock(),
+        max_num_seqs=4,
+        max_model_len=max_model_len,
+    )
     assert measured[0][:2] == (1, 1)
     assert max(one.num_sequences for one in measured) == 4
     assert min(one.seconds for one in measured) > 0.0
@@ -24,8 +32,8 @@ def test_the_self_test_needs_a_block_and_gives_it_back() -> None:
     """A full cache cannot be tested, and is no evidence against the model."""
     pool = BlockPool(1, 4)
     runner = FakeRunner(vocab_size=5, num_blocks=1, block_size=4)
-    self_test(runner, pool)
+    self_test(runner, HostSampler(), pool)
     assert (runner.num_runs, pool.num_free) == (1, 1)
     pool.open([0]).extend(1)
-    self_test(runner, pool)
+    self_test(runner, HostSampler(), pool)
     assert runner.num_runs == 1
