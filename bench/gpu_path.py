@@ -26,6 +26,11 @@ STREAMS = (1, 8, 32, 64)
 TEMPERATURES = (0.0, 0.7)
 ANSWERS_A_STREAM = {1: 6, 8: 3, 32: 2, 64: 2}
 TURNS = 2
+KINDS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {  # variables, flags of the stack
+    "plain": ({}, ("--draft-workers", "0")),
+    "speculation": ({}, ()),
+    "always": ({"TARGET_WORKER_SPECULATION": "on"}, ()),
+}
 
 
 @contextmanager
@@ -71,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["plain", "speculation"])
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--out", type=Path, required=True)
@@ -90,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     models = ("--target", str(options.target), "--draft", str(options.draft))
     lines = []
-    for kind, flags in {"plain": ("--draft-workers", "0"), "speculation": ()}.items():
-        with environment(**settings), running(*models, *flags) as url:
+    for kind in options.kinds:
+        variables, flags = KINDS[kind]
+        with environment(**settings, **variables), running(*models, *flags) as url:
             for width in options.streams:
                 for temperature in TEMPERATURES:
                     for turn in range(1 + options.turns):
@@ -101,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         line |= {"kind": kind, "streams": width, "temperature": temperature}
                         lines.append(line)
                         print(
-                            f"{kind:12s} {width:3d} streams  T {temperature}  "
+                            f"{kind:11s} {width:3d} streams  T {temperature}  "
                             f"{line['tokens_per_s']:8.1f} tokens/s  "
                             f"ttft {line['ttft_ms']:6.1f} ms  "
                             f"{line['num_accepted_tokens']}/{line['num_draft_tokens']} in "
@@ -124,8 +131,9 @@ def _same_texts(lines: Sequence[dict[str, Any]]) -> str:
     pairs = [
         pair
         for kinds in texts.values()
-        if len(kinds) > 1
-        for pair in zip(kinds["plain"], kinds["speculation"], strict=True)
+        for other in kinds
+        if other != "plain" and "plain" in kinds
+        for pair in zip(kinds["plain"], kinds[other], strict=True)
     ]
     return f"{sum(plain == other for plain, other in pairs)} of {len(pairs)}"
 
