@@ -50,7 +50,8 @@ test-unit: setup
 
 # With the interpreter that has torch for this GPU; no virtual environment is made.
 test-gpu:
-	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q tests/kernels/gpu tests/shared/engine/gpu
+	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q \
+	  tests/kernels/gpu tests/shared/engine/gpu tests/shared/engine/foreign
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

@@ -6,11 +6,13 @@ from draft_worker.config import Config, DrafterKind
 from draft_worker.drafter import Drafter
 from draft_worker.ngram_drafter import NgramDrafter
 from shared.common.errors import ConfigError
+from shared.config.model import Dtype
 from shared.engine.text import TextTokenizer
 from shared.protocol.messages import DraftRequest
 from shared.protocol.sampling import SamplingParams
 
 _WARM_UP_STEPS = 4  # the first passes allocate and plan; no session should wait for that
+GPU_MEMORY_SHARE = 1.0  # its cache is a number of blocks; it may share the card with a target
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,13 @@ def equip(config: Config) -> Equipment:
     tokenizer = TextTokenizer.load(config.model)
     settings = ModelSettings(
         device=config.device,
-        dtype=config.dtype,
+        dtype=Dtype.AUTO,
         block_size=config.block_size,
         cache_tokens=config.num_blocks * config.block_size,
         max_model_len=0,
         max_rows=config.max_num_batched_tokens,
         max_sequences=config.max_num_rows + config.max_num_seqs,
-        memory_share=config.gpu_memory_utilization,
+        memory_share=GPU_MEMORY_SHARE,
         is_batch_invariant=False,
         threads=config.threads,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from shared.config.model import CPU, ModelOptions
+from shared.config.model import CPU, Dtype, ModelOptions
 from shared.protocol.limits import LEASE_S, MAX_SPECULATIVE_TOKENS
 from target_worker.goodput import Policy
 
@@ -38,6 +38,12 @@ class Config(ModelOptions, frozen=True, kw_only=True):
     num_speculative_tokens: Annotated[
         int, Meta(ge=0, le=MAX_SPECULATIVE_TOKENS, description="most guesses verified in a round")
     ] = 8
+    dtype: Annotated[Dtype, Meta(description="auto: float32 on a CPU, bfloat16 on a GPU")] = (
+        Dtype.AUTO
+    )
+    gpu_memory_utilization: Annotated[
+        float, Meta(gt=0, le=1, description="share of the GPU's memory that may be used")
+    ] = 0.9
     batch_invariant: Annotated[
         bool, Meta(description="on a GPU: the same tokens in any company, at a price")
     ] = False

@@ -25,10 +25,4 @@ class ModelOptions(CommonConfig, frozen=True, kw_only=True):
     device: Annotated[
         str, Meta(pattern="^(cpu|cuda(:[0-9]+)?)$", description="cpu, cuda, or one GPU: cuda:1")
     ] = CPU
-    dtype: Annotated[Dtype, Meta(description="auto: float32 on a CPU, bfloat16 on a GPU")] = (
-        Dtype.AUTO
-    )
-    gpu_memory_utilization: Annotated[
-        float, Meta(gt=0.0, le=1.0, description="share of the GPU's memory that may be used")
-    ] = 0.9
     threads: Annotated[int, Meta(ge=1, le=256, description="of one model pass on the CPU")] = 1

@@ -1,19 +1,23 @@
 """A model ready to run on a device: what both kinds of worker load, from a Hugging Face directory.
 
-Code for GPUs is imported only where one is asked for: a worker on a CPU needs no Triton.
+Code for GPUs is imported only where one is asked for: a worker on a CPU needs no Triton. So is
+transformers, which takes a second, for architectures that our own decoder does not know.
 """
 
 import os
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import torch
 
 from shared.common.errors import ConfigError
 from shared.config.model import CPU, Dtype
-from shared.engine.config import ModelConfig
+from shared.engine.config import ARCHITECTURES
+from shared.engine.fields import Fields
 from shared.engine.runner import ModelRunner
 from shared.engine.samplers import HostSampler, Sampler
 from shared.engine.settings import ModelSettings
@@ -24,11 +28,37 @@ _PROGRESS_EVERY_S = 2.0
 _log = structlog.get_logger()
 
 
+class Computation(StrEnum):
+    """By whose code a model is computed."""
+
+    OWN = "own"
+    TRANSFORMERS = "transformers"
+
+
+class ModelShape(Protocol):
+    """What a worker needs to know of a model, whatever computes it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that have logits."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a sequence, prompt and output together."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A loaded model with its cache."""
 
-    config: ModelConfig
+    config: ModelShape
     runner: Runner
     sampler: Sampler
     num_blocks: int
@@ -41,17 +71,13 @@ def load_model(directory: Path, settings: ModelSettings) -> Model:
         ConfigError: the model is not supported or does not fit, or the device cannot do it.
     """
     torch.set_num_threads(settings.threads)
-    if settings.device != CPU:
-        return _load_on_gpu(directory, settings)
-    if settings.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
-        raise ConfigError(f"--dtype is {settings.dtype}: must be auto or float32 on a CPU")
-    if settings.is_batch_invariant:
-        raise ConfigError(
-            "--batch-invariant is set: must be off on a CPU, which computes in float32"
-        )
-    num_blocks = settings.cache_tokens // settings.block_size
-    runner = ModelRunner.load(directory, num_blocks=num_blocks, block_size=settings.block_size)
-    return Model(runner.config, runner, HostSampler(), num_blocks)
+    path = _computation(directory)
+    if settings.device == CPU:
+        model = _load_on_cpu(directory, settings, path)
+    else:
+        model = _load_on_gpu(directory, settings, path)
+    _log.info("model_loaded", path=path.value, num_blocks=model.num_blocks)
+    return model
 
 
 def render_plan(directory: Path, settings: ModelSettings) -> str:
@@ -68,12 +94,44 @@ def render_plan(directory: Path, settings: ModelSettings) -> str:
     return measured_plan(directory, settings)
 
 
-def _load_on_gpu(directory: Path, settings: ModelSettings) -> Model:
-    _find_gpu(settings.device)
-    from shared.engine.gpu.loading import load_on_gpu  # noqa: PLC0415 - needs Triton
+def _load_on_cpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:
+    if settings.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
+        raise ConfigError(f"--dtype is {settings.dtype}: must be auto or float32 on a CPU")
+    if settings.is_batch_invariant:
+        raise ConfigError(
+            "--batch-invariant is set: must be off on a CPU, which computes in float32"
+        )
+    block_size = settings.block_size
+    num_blocks = settings.cache_tokens // block_size
+    if path is Computation.OWN:
+        runner = ModelRunner.load(directory, num_blocks=num_blocks, block_size=block_size)
+        return Model(runner.config, runner, HostSampler(), num_blocks)
+    from shared.engine.foreign.loading import load_foreign  # noqa: PLC0415 - needs transformers
 
-    runner, sampler, num_blocks = load_on_gpu(directory, settings, _Progress())
-    return Model(runner.config, runner, sampler, num_blocks)
+    config, runner = load_foreign(directory, num_blocks=num_blocks, block_size=block_size)
+    return Model(config, runner, HostSampler(), num_blocks)
+
+
+def _load_on_gpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:
+    _find_gpu(settings.device)
+    if path is Computation.OWN:
+        from shared.engine.gpu.loading import load_on_gpu  # noqa: PLC0415 - needs Triton
+
+        runner, sampler, num_blocks = load_on_gpu(directory, settings, _Progress())
+        return Model(runner.config, runner, sampler, num_blocks)
+    from shared.engine.foreign.gpu_loading import (  # noqa: PLC0415 - needs Triton, transformers
+        load_foreign_on_gpu,
+    )
+
+    config, runner, sampler, num_blocks = load_foreign_on_gpu(directory, settings, _Progress())
+    return Model(config, runner, sampler, num_blocks)
+
+
+def _computation(directory: Path) -> Computation:
+    """Our own decoder computes what it knows by name."""
+    model_type = Fields.read(directory / "config.json").values.get("model_type")
+    is_own = isinstance(model_type, str) and model_type in ARCHITECTURES
+    return Computation.OWN if is_own else Computation.TRANSFORMERS
 
 
 def _find_gpu(device: str) -> None:
