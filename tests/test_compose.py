@@ -150,3 +150,12 @@ def test_an_image_holds_the_lock_and_only_what_it_needs(role: str) -> None:
     )
     assert copied == expected
     assert ("requirements/torch.txt" in text) is (role == "worker")
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_on_gpus_run_their_model_there(name: str) -> None:
+    """By variables that the program itself reads; the flags stay those of the stack."""
+    module, *flags = SERVICES[name]["command"][2:]
+    variables = SERVICES[name].get("environment", {})
+    config = load(config_of(module), prog=module, description="", argv=flags, env=variables)
+    assert getattr(config, "device", "") == ("cuda" if name.endswith("-gpu") else "cpu")
