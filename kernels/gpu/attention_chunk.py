@@ -1,12 +1,16 @@
-"""One tile of rows against one chunk of its sequence's context: the inner loop of attention.
+"""One tile of rows against some chunks of its sequence's context: the inner loop of attention.
 
-Tiles of tokens are taken in order. Those that all rows see whole run without a mask.
+Tiles of tokens are taken in order, in one loop, so that the next chunk is on its way while one is
+added up. Each chunk begins from nothing and is then added to those before it, as if another program
+had computed it. Tiles that all rows see whole run without a mask.
 Source: online softmax, Dao et al. 2022, arXiv:2205.14135. Its reference is that of
 `verify_attention`, whose kernel this is a part of.
 """
 
 import triton
 import triton.language as tl
+
+from kernels.gpu.attention_merge import add_part
 
 MAX_TREE_ROWS = tl.constexpr(64)  # bits of an int64
 
@@ -70,7 +74,7 @@ def _limits(
     start = tl.load(item_ptr + 3) * chunk_len
     first_token = tl.load(item_ptr + 5)
     last_token = first_token + tl.load(item_ptr + 2) - 1
-    end = tl.minimum(start + chunk_len, last_token + 1)
+    end = tl.minimum(tl.load(item_ptr + 4) * chunk_len, last_token + 1)
     seen_from = 0
     seen_to = first_token + 1
     oldest = first_token  # no row's position is before it
@@ -84,12 +88,26 @@ def _limits(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add_tile(
+def _multiply(
+    left: tl.tensor, right: tl.tensor, total: tl.tensor, is_transposed: tl.constexpr
+) -> tl.tensor:
+    """`total` plus the product, computed as its own transpose or not: to turn one costs nothing."""
+    if is_transposed:
+        product = tl.dot(tl.trans(right), tl.trans(left), tl.trans(total), input_precision="ieee")
+        product = tl.trans(product)
+    else:
+        product = tl.dot(left, right, total, input_precision="ieee")
+    return product
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_tile(  # noqa: PLR0917  # Triton passes arguments by position
     scores: tl.tensor,  # [block_m, block_n], -inf: not seen
     values: tl.tensor,  # [block_n, D]
     outputs: tl.tensor,  # [block_m, D]
     maxima: tl.tensor,  # [block_m]
     sums: tl.tensor,  # [block_m]
+    is_transposed: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Outputs, maxima and sums with one tile more; for a row that sees none of it, the same."""
     new_maxima = tl.maximum(maxima, tl.max(scores, axis=1))
@@ -98,13 +116,12 @@ def _add_tile(
     weights = tl.exp2(scores - reference[:, None])
     decay = tl.exp2(maxima - reference)
     sums = sums * decay + tl.sum(weights, axis=1)
-    outputs *= decay[:, None]
-    outputs = tl.dot(weights.to(values.dtype), values, outputs, input_precision="ieee")
+    outputs = _multiply(weights.to(values.dtype), values, outputs * decay[:, None], is_transposed)
     return outputs, new_maxima, sums
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def attend_chunk(  # noqa: PLR0917  # Triton passes arguments by position
+def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
     queries: tl.tensor,  # [block_m, D]
     keys_ptr: tl.tensor,
     values_ptr: tl.tensor,
@@ -122,31 +139,52 @@ def attend_chunk(  # noqa: PLR0917  # Triton passes arguments by position
     block_size: tl.constexpr,
     block_n: tl.constexpr,
     chunk_len: tl.constexpr,
+    holds_segments: tl.constexpr,
+    is_transposed: tl.constexpr,
     is_interpreted: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Weighted values [block_m, D], maxima and sums [block_m] of an item, tile after tile."""
+    """Weighted values [block_m, D], maxima and sums [block_m] of an item, tile after tile.
+
+    An item is one chunk unless `holds_segments`.
+    """
     start, end, seen_from, seen_to = _limits(
         item_ptr, tree_bits_ptr is not None, window, block_n, chunk_len
     )
+    lanes = tl.arange(0, block_n)
     dims = tl.arange(0, queries.shape[1])
-    maxima = tl.full([queries.shape[0]], float("-inf"), tl.float32)
-    sums = tl.zeros([queries.shape[0]], tl.float32)
-    outputs = tl.zeros(queries.shape, tl.float32)
+    all_maxima = tl.full([queries.shape[0]], float("-inf"), tl.float32)
+    all_sums = tl.zeros([queries.shape[0]], tl.float32)
+    all_outputs = tl.zeros(queries.shape, tl.float32)
+    maxima, sums, outputs = all_maxima, all_sums, all_outputs
     # Known a tile ahead: a load that waits for another is one that the pipeline cannot keep ahead.
     next_blocks = _blocks_of_tile(table_ptr, start, end, block_size, block_n)
     for tile in range(start, end, block_n):
-        tokens = tile + tl.arange(0, block_n)
+        tokens = tile + lanes
         blocks = next_blocks.to(tl.int64)
         next_blocks = _blocks_of_tile(table_ptr, tile + block_n, end, block_size, block_n)
-        slots = (blocks * num_kv_heads + head) * block_size + tokens % block_size
-        places = slots[:, None] * head_dim + dims[None, :]
+        slots = (blocks * num_kv_heads + head) * block_size
+        if block_size >= block_n:
+            # A tile in one block: where it is, and offsets that are the same for all tiles.
+            places = lanes[:, None] * head_dim + dims[None, :]
+            places += (slots + tile % block_size) * head_dim
+        else:
+            places = ((slots + tokens % block_size) * head_dim)[:, None] + dims[None, :]
         # What lies behind the context may be anything, and 0 x NaN is NaN.
         mask = (tokens < end)[:, None] & (dims < head_dim)[None, :]
         keys = tl.load(keys_ptr + places, mask=mask, other=0.0)
         values = tl.load(values_ptr + places, mask=mask, other=0.0)
         if is_interpreted:
             keys, values = keys.to(tl.float32), values.to(tl.float32)
-        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * score_scale
+        if holds_segments:  # noqa: SIM102  # a constant: the other is not compiled without it
+            if (tile % chunk_len == 0) & (tile > start):
+                all_outputs, all_maxima, all_sums = add_part(
+                    all_outputs, all_maxima, all_sums, outputs, maxima, sums
+                )
+                maxima = tl.full([queries.shape[0]], float("-inf"), tl.float32)
+                sums = tl.zeros([queries.shape[0]], tl.float32)
+                outputs = tl.zeros(queries.shape, tl.float32)
+        zeros = tl.zeros([queries.shape[0], block_n], tl.float32)
+        scores = _multiply(queries, tl.trans(keys), zeros, is_transposed) * score_scale
         if soft_cap > 0.0:
             # 2 ** 126 is infinite enough for tanh = 1.
             scores = soft_cap - 2.0 * soft_cap / (tl.exp2(tl.minimum(scores, 126.0)) + 1.0)
@@ -155,5 +193,7 @@ def attend_chunk(  # noqa: PLR0917  # Triton passes arguments by position
                 tokens, row_tokens, item_ptr, end, positions_ptr, tree_bits_ptr, window
             )
             scores = tl.where(is_visible, scores, float("-inf"))
-        outputs, maxima, sums = _add_tile(scores, values, outputs, maxima, sums)
+        outputs, maxima, sums = _add_tile(scores, values, outputs, maxima, sums, is_transposed)
+    if holds_segments:
+        outputs, maxima, sums = add_part(all_outputs, all_maxima, all_sums, outputs, maxima, sums)
     return outputs, maxima, sums

@@ -1,12 +1,13 @@
-"""Merges what attention over the chunks of a context left, in the order of the chunks.
+"""Adds up what attention over parts of a context left, in the order of the parts.
 
-With a_c the weighted values of chunk c, l_c the sum of its weights and m_c its largest logit (base
-2), all of one row: out = sum_c a_c 2^(m_c - m) / sum_c l_c 2^(m_c - m), m = max_c m_c.
+With a_c the weighted values of part c, l_c the sum of its weights and m_c its largest logit (base
+2), all of one row, parts 0..c are a left fold: m = max(m', m_c),
+l = l' 2^(m' - m) + l_c 2^(m_c - m), and a in the same way. A row's output is a / l.
 Source: Milakov and Gimelshein 2018, arXiv:1805.02867; for split contexts Dao et al. 2023.
 
-A chunk in which a row saw nothing (m_c = -inf) counts exactly 0, whatever its outputs hold. So a
-row has the same bits whether such chunks are listed or not, and the same as if its only other chunk
-had been written directly.
+A part in which a row saw nothing (m_c = -inf) counts exactly 0, whatever its outputs hold: a row
+has the same bits whether such parts are there or not. The last program to finish a part adds up all
+of them, so that it takes no launch of its own.
 """
 
 import torch
@@ -14,101 +15,106 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.attention_work import ROW_WORDS, AttentionWork
 
-MERGED_AT_ONCE = tl.constexpr(32)  # chunks: 32 loads under way a thread at D 128
-NUM_WARPS = 4
-
-
-def attention_merge_reference(work: AttentionWork, out: Tensor) -> None:
-    """Fill the rows of `out` [T, num_heads x D] that have more than one chunk."""
-    layout = work.layout
-    heads = out.view(len(out), layout.group_size, layout.num_kv_heads, layout.head_dim)
-    for row, (first, tile_row, num_chunks) in enumerate(work.rows[: len(out)].tolist()):
-        if num_chunks < 2:  # noqa: PLR2004  # written directly, or nobody's
-            continue
-        chunks = slice(first, first + num_chunks)
-        packed = slice(tile_row * layout.group_size, (tile_row + 1) * layout.group_size)
-        maxima = work.maxima[chunks, :, packed]  # [num_chunks, num_kv_heads, G]
-        weights = torch.exp2(maxima - maxima.amax(dim=0))
-        seen = work.outputs[chunks, :, packed].masked_fill(weights.unsqueeze(-1) == 0, 0)
-        sums = work.sums[chunks, :, packed].masked_fill(weights == 0, 0)
-        merged = (seen * weights.unsqueeze(-1)).sum(dim=0)
-        merged /= (sums * weights).sum(dim=0).unsqueeze(-1)
-        heads[row] = merged.transpose(0, 1).to(out.dtype)
+def merge_parts_reference(
+    outputs: Tensor, maxima: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Parts [num_parts, rows, D], [num_parts, rows] and the same, as one part."""
+    largest = maxima.amax(dim=0)
+    weights = torch.exp2(maxima - largest.nan_to_num(neginf=0.0))
+    seen = outputs.masked_fill(weights.unsqueeze(-1) == 0, 0)
+    merged_sums = (sums.masked_fill(weights == 0, 0) * weights).sum(dim=0)
+    return (seen * weights.unsqueeze(-1)).sum(dim=0), largest, merged_sums
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _attention_merge_kernel(  # noqa: PLR0917  # Triton passes arguments by position
-    outputs_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m, D] float32
-    maxima_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m] float32
+def add_part(  # noqa: PLR0917  # Triton passes arguments by position
+    outputs: tl.tensor,  # [block_m, D]
+    maxima: tl.tensor,  # [block_m]
+    sums: tl.tensor,  # [block_m]
+    part_outputs: tl.tensor,
+    part_maxima: tl.tensor,
+    part_sums: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """One step of the fold: the same arithmetic wherever the part was computed."""
+    new_maxima = tl.maximum(maxima, part_maxima)
+    # Nothing seen so far: any finite number keeps the differences from being NaN.
+    reference = tl.where(new_maxima > float("-inf"), new_maxima, 0.0)
+    decay = tl.exp2(maxima - reference)
+    weights = tl.exp2(part_maxima - reference)
+    outputs = outputs * decay[:, None] + part_outputs * weights[:, None]
+    return outputs, new_maxima, sums * decay + part_sums * weights
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def store_part(  # noqa: PLR0917  # Triton passes arguments by position
+    outputs_ptr: tl.tensor,  # [rows of all parts, D] float32
+    maxima_ptr: tl.tensor,  # [rows of all parts] float32
     sums_ptr: tl.tensor,  # the same
-    rows_ptr: tl.tensor,  # [max_rows, ROW_WORDS] int32
-    out_ptr: tl.tensor,  # [T, num_heads x D]
-    num_kv_heads: tl.constexpr,
-    group_size: tl.constexpr,
-    block_m: tl.constexpr,
+    first_row: tl.tensor,  # of the part, among those of all, int64
+    outputs: tl.tensor,  # [block_m, D]
+    maxima: tl.tensor,  # [block_m]
+    sums: tl.tensor,  # [block_m]
+    num_rows: tl.tensor,  # that are any, of the first
     head_dim: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    first_item = tl.load(rows_ptr + row * ROW_WORDS)
-    tile_row = tl.load(rows_ptr + row * ROW_WORDS + 1)
-    num_chunks = tl.load(rows_ptr + row * ROW_WORDS + 2)
-    if num_chunks > 1:
-        dims = tl.arange(0, triton.next_power_of_2(head_dim))
-        is_dim = dims < head_dim
-        # [item, key head, packed row] of chunk 0
-        packed_row = tile_row * group_size + head // num_kv_heads
-        first_place = (first_item.to(tl.int64) * num_kv_heads + head % num_kv_heads) * block_m
-        first_place += packed_row
-        maximum = tl.full([], float("-inf"), tl.float32)
-        total = tl.zeros([], tl.float32)
-        merged = tl.zeros_like(dims).to(tl.float32)
-        for first_chunk in range(0, num_chunks, MERGED_AT_ONCE):
-            chunks = first_chunk + tl.arange(0, MERGED_AT_ONCE)
-            places = first_place + chunks.to(tl.int64) * (num_kv_heads * block_m)
-            is_chunk = chunks < num_chunks
-            maxima = tl.load(maxima_ptr + places, mask=is_chunk, other=float("-inf"))
-            is_seen = maxima > float("-inf")
-            sums = tl.load(sums_ptr + places, mask=is_seen, other=0.0)
-            outputs = tl.load(
-                outputs_ptr + places[:, None] * head_dim + dims[None, :],
-                mask=is_seen[:, None] & is_dim[None, :],
-                other=0.0,
-            )
-            new_maximum = tl.maximum(maximum, tl.max(maxima))
-            # Nothing seen so far: any finite number keeps the differences from being NaN.
-            reference = tl.where(new_maximum > float("-inf"), new_maximum, 0.0)
-            weights = tl.exp2(maxima - reference)
-            decay = tl.exp2(maximum - reference)
-            total = total * decay + tl.sum(sums * weights)
-            merged = merged * decay + tl.sum(outputs * weights[:, None], axis=0)
-            maximum = new_maximum
-        out_ptrs = out_ptr + (row * (num_kv_heads * group_size) + head) * head_dim + dims
-        tl.store(out_ptrs, (merged / total).to(out_ptr.dtype.element_ty), mask=is_dim)
+    """Keep a part for whoever adds it up; outputs only of rows that saw something."""
+    rows = tl.arange(0, outputs.shape[0])
+    dims = tl.arange(0, outputs.shape[1])[None, :]
+    is_row = rows < num_rows
+    tl.store(maxima_ptr + first_row + rows, maxima, mask=is_row)
+    tl.store(sums_ptr + first_row + rows, sums, mask=is_row)
+    mask = (is_row & (maxima > float("-inf")))[:, None] & (dims < head_dim)
+    tl.store(outputs_ptr + (first_row + rows)[:, None] * head_dim + dims, outputs, mask=mask)
 
 
-def attention_merge(work: AttentionWork, out: Tensor) -> None:
-    """Merge the partial results of a round's attention into its rows, without a host sync.
+@triton.jit  # type: ignore[untyped-decorator]
+def merge_parts(  # noqa: PLR0917  # Triton passes arguments by position
+    outputs_ptr: tl.tensor,  # [rows of all parts, D] float32
+    maxima_ptr: tl.tensor,  # [rows of all parts] float32
+    sums_ptr: tl.tensor,  # the same
+    first_row: tl.tensor,  # of the first part, int64
+    stride: tl.tensor,  # rows from part to part, int64
+    num_parts: tl.tensor,
+    num_rows: tl.tensor,
+    block_m: tl.constexpr,
+    head_dim: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Parts that other programs stored, as one; read past the first-level cache, which is old."""
+    rows = tl.arange(0, block_m)
+    dims = tl.arange(0, triton.next_power_of_2(head_dim))[None, :]
+    is_row = rows < num_rows
+    outputs = tl.zeros([block_m, dims.shape[1]], tl.float32)
+    maxima = tl.full([block_m], float("-inf"), tl.float32)
+    sums = tl.zeros([block_m], tl.float32)
+    for part in range(num_parts):
+        places = first_row + part * stride + rows
+        part_maxima = tl.load(
+            maxima_ptr + places, mask=is_row, other=float("-inf"), cache_modifier=".cg"
+        )
+        part_sums = tl.load(sums_ptr + places, mask=is_row, other=0.0, cache_modifier=".cg")
+        part_outputs = tl.load(
+            outputs_ptr + places[:, None] * head_dim + dims,
+            mask=is_row[:, None] & (dims < head_dim),
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        # Where nothing was seen nothing was stored, and 0 x NaN is NaN.
+        part_outputs = tl.where((part_maxima > float("-inf"))[:, None], part_outputs, 0.0)
+        outputs, maxima, sums = add_part(
+            outputs, maxima, sums, part_outputs, part_maxima, part_sums
+        )
+    return outputs, maxima, sums
 
-    Args:
-        work: as attention over these rows left it.
-        out: [T, num_heads x D], contiguous. Rows of one chunk and rows of nobody stay as they are.
+
+@triton.jit  # type: ignore[untyped-decorator]
+def is_last_part(counter_ptr: tl.tensor, num_parts: tl.tensor) -> tl.tensor:
+    """Whether all other parts are stored, now that this program's is; true for one of them.
+
+    The counter is 0 before the first part and after the last one.
     """
-    layout = work.layout
-    assert out.is_contiguous()
-    assert len(out) <= len(work.rows)
-    _attention_merge_kernel[(len(out), layout.num_heads)](
-        work.outputs,
-        work.maxima,
-        work.sums,
-        work.rows,
-        out,
-        num_kv_heads=layout.num_kv_heads,
-        group_size=layout.group_size,
-        block_m=work.block_m,
-        head_dim=layout.head_dim,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,
-    )
+    tl.debug_barrier()  # the stores of all threads are before the one that counts
+    is_last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == num_parts - 1
+    if is_last:
+        tl.store(counter_ptr, 0)
+    return is_last

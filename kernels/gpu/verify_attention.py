@@ -22,9 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.attention_chunk import MAX_TREE_ROWS, attend_chunk
-from kernels.gpu.attention_merge import attention_merge
-from kernels.gpu.attention_work import ITEM_WORDS, AttentionBatch, AttentionWork
+from kernels.gpu.attention_chunk import MAX_TREE_ROWS, attend_chunks
+from kernels.gpu.attention_merge import is_last_part, merge_parts, store_part
+from kernels.gpu.attention_work import (
+    ITEM_WORDS,
+    SEGMENT_CHUNKS,
+    AttentionBatch,
+    AttentionWork,
+    holds_segments,
+)
 from kernels.head_layout import HeadLayout
 
 INTERPRETED_PROGRAMS = 8
@@ -39,25 +45,27 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     programs_per_sm: int
+    is_transposed: bool = False  # tokens as rows of products, and rows as columns
+    max_registers: int | None = None  # of a thread
 
 
 # (block_m, D padded to a power of 2).
 CONFIGS = {
     (16, 32): Config(64, 4, 3, 4),
-    (16, 64): Config(64, 4, 3, 4),
-    (16, 128): Config(64, 4, 3, 3),
+    (16, 64): Config(64, 4, 3, 3),
+    (16, 128): Config(64, 4, 3, 2),
     (16, 256): Config(32, 4, 3, 2),
-    (32, 32): Config(64, 4, 3, 4),
-    (32, 64): Config(64, 4, 3, 4),
-    (32, 128): Config(64, 4, 3, 2),
-    (32, 256): Config(32, 4, 3, 2),
+    (32, 32): Config(64, 4, 3, 3),
+    (32, 64): Config(64, 4, 3, 2),
+    (32, 128): Config(32, 4, 4, 2),
+    (32, 256): Config(32, 8, 3, 1),
     (64, 32): Config(64, 4, 3, 2),
     (64, 64): Config(64, 4, 3, 2),
-    (64, 128): Config(64, 4, 2, 2),
-    (64, 256): Config(32, 8, 2, 1),
+    (64, 128): Config(64, 8, 3, 1),
+    (64, 256): Config(16, 8, 3, 1),
     (128, 32): Config(64, 8, 3, 1),
     (128, 64): Config(64, 8, 3, 1),
-    (128, 128): Config(64, 8, 3, 1),
+    (128, 128): Config(32, 8, 4, 1),
     (128, 256): Config(32, 8, 2, 1),
 }
 
@@ -113,7 +121,7 @@ def _visible_reference(
     return is_visible
 
 
-@triton.jit(do_not_specialize=["max_blocks"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["max_blocks", "max_items"])  # type: ignore[untyped-decorator]
 def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by position
     qkv_ptr: tl.tensor,  # [T, num_all x D]
     keys_ptr: tl.tensor,  # [num_blocks, num_kv_heads, block_size, D]
@@ -124,6 +132,8 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
     tree_bits_ptr: tl.tensor,  # [T] int64, or None
     items_ptr: tl.tensor,  # [max_items, ITEM_WORDS] int32
     num_items_ptr: tl.tensor,  # [1] int32
+    max_items: tl.tensor,
+    counters_ptr: tl.tensor,  # [2, max_items, num_kv_heads] int32
     outputs_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m, D] float32
     maxima_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m] float32
     sums_ptr: tl.tensor,  # the same
@@ -138,42 +148,125 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     chunk_len: tl.constexpr,
+    holds_segments: tl.constexpr,
+    is_transposed: tl.constexpr,
     is_interpreted: tl.constexpr,
 ) -> None:
     packed = tl.arange(0, block_m)  # row of the tile x G + query head of the group
     dims = tl.arange(0, triton.next_power_of_2(head_dim))[None, :]
     num_work = tl.load(num_items_ptr) * num_kv_heads
-    for index in range(tl.program_id(0), num_work, tl.num_programs(0)):
-        head = index % num_kv_heads
-        item_ptr = items_ptr + index // num_kv_heads * ITEM_WORDS
-        tile_row = tl.load(item_ptr + 1)
-        first_token = tl.load(item_ptr + 5)
-        first_row = tile_row - first_token + tl.load(item_ptr + 6)  # of the sequence
-        is_row = packed < tl.load(item_ptr + 2) * group_size
-        mask = is_row[:, None] & (dims < head_dim)
-        rows = (tile_row + packed // group_size).to(tl.int64)
-        heads = packed % group_size * num_kv_heads + head
-        places = (rows * ((group_size + 2) * num_kv_heads) + heads)[:, None] * head_dim + dims
-        queries = tl.load(qkv_ptr + places, mask=mask, other=0.0)
-        bits_ptr = tree_bits_ptr if tree_bits_ptr is None else tree_bits_ptr + first_row
-        outputs, maxima, sums = attend_chunk(
-            queries.to(tl.float32) if is_interpreted else queries, keys_ptr, values_ptr,
-            block_tables_ptr + tl.load(item_ptr) * max_blocks, positions_ptr + first_row, bits_ptr,
-            item_ptr, head, first_token + packed // group_size, score_scale, soft_cap, window,
-            num_kv_heads, head_dim, block_size, block_n, chunk_len, is_interpreted,
-        )  # fmt: skip
-        if tl.load(item_ptr + 4) == 1:
+    program = tl.program_id(0)
+    for first in range(0, num_work, tl.num_programs(0)):
+        index = first + program
+        # Items become shorter and shorter: who had a long one gets a short one next.
+        program = tl.num_programs(0) - 1 - program
+        if index < num_work:
+            head = index % num_kv_heads
+            item_ptr = items_ptr + index // num_kv_heads * ITEM_WORDS
+            tile_row = tl.load(item_ptr + 1)
+            first_token = tl.load(item_ptr + 5)
+            first_row = tile_row - first_token + tl.load(item_ptr + 6)  # of the sequence
+            num_packed = tl.load(item_ptr + 2) * group_size
+            mask = (packed < num_packed)[:, None] & (dims < head_dim)
+            rows = (tile_row + packed // group_size).to(tl.int64)
+            heads = packed % group_size * num_kv_heads + head
+            places = (rows * ((group_size + 2) * num_kv_heads) + heads)[:, None] * head_dim + dims
+            queries = tl.load(qkv_ptr + places, mask=mask, other=0.0)
+            bits_ptr = tree_bits_ptr if tree_bits_ptr is None else tree_bits_ptr + first_row
+            outputs, maxima, sums = attend_chunks(
+                queries.to(tl.float32) if is_interpreted else queries, keys_ptr, values_ptr,
+                block_tables_ptr + tl.load(item_ptr) * max_blocks, positions_ptr + first_row,
+                bits_ptr, item_ptr, head, first_token + packed // group_size, score_scale,
+                soft_cap, window, num_kv_heads, head_dim, block_size, block_n, chunk_len,
+                holds_segments, is_transposed, is_interpreted,
+            )  # fmt: skip
             places = (rows * (group_size * num_kv_heads) + heads)[:, None] * head_dim + dims
-            outputs = outputs / tl.where(is_row, sums, 1.0)[:, None]
-            tl.store(out_ptr + places, outputs.to(out_ptr.dtype.element_ty), mask=mask)
-        else:
-            # Counted in rows they fit in 32 bits: so many rows would take 256 GiB even at D 32.
-            partials = (index * block_m + packed).to(tl.int64)
-            tl.store(maxima_ptr + partials, maxima, mask=is_row)
-            tl.store(sums_ptr + partials, sums, mask=is_row)
-            places = partials[:, None] * head_dim + dims
-            mask = mask & (maxima > float("-inf"))[:, None]  # else there is nothing to keep
-            tl.store(outputs_ptr + places, outputs, mask=mask)
+            if tl.load(item_ptr + 4) - tl.load(item_ptr + 3) == tl.load(item_ptr + 9):
+                _store_rows(out_ptr + places, outputs, sums, mask)
+            else:
+                place, step, num_parts = _finish_part(
+                    item_ptr, head, max_items, counters_ptr, outputs_ptr, maxima_ptr, sums_ptr,
+                    outputs, maxima, sums, num_packed, num_kv_heads, head_dim,
+                )  # fmt: skip
+                if num_parts > 0:
+                    outputs, maxima, sums = merge_parts(
+                        outputs_ptr, maxima_ptr, sums_ptr, place, step, num_parts, num_packed,
+                        block_m, head_dim,
+                    )  # fmt: skip
+                    _store_rows(out_ptr + places, outputs, sums, mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_rows(
+    out_ptrs: tl.tensor,  # [block_m, D]
+    outputs: tl.tensor,  # [block_m, D]
+    sums: tl.tensor,  # [block_m], 0 for rows that are none
+    mask: tl.tensor,  # [block_m, D]
+) -> None:
+    outputs = outputs / tl.where(sums > 0.0, sums, 1.0)[:, None]
+    tl.store(out_ptrs, outputs.to(out_ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _finish_part(  # noqa: PLR0917  # Triton passes arguments by position
+    item_ptr: tl.tensor,
+    head: tl.tensor,
+    max_items: tl.tensor,
+    counters_ptr: tl.tensor,
+    outputs_ptr: tl.tensor,
+    maxima_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    outputs: tl.tensor,  # [block_m, D]
+    maxima: tl.tensor,  # [block_m]
+    sums: tl.tensor,  # [block_m]
+    num_packed: tl.tensor,
+    num_kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Store an item's part, and merge the chunks of its segment if they are all there.
+
+    Returns:
+        Row of the first part among all, rows from part to part, and number of parts that are left
+        to be merged to the tile's result; 0 parts if another program is still to come.
+    """
+    block_m: tl.constexpr = outputs.shape[0]
+    first_chunk = tl.load(item_ptr + 3)
+    tile_place = tl.load(item_ptr + 8)
+    tile_chunks = tl.load(item_ptr + 9)
+    step = tl.load(item_ptr + 10)
+    segment_items = SEGMENT_CHUNKS // step  # places from segment to segment
+    segment = first_chunk // SEGMENT_CHUNKS
+    num_segments = (tile_chunks + SEGMENT_CHUNKS - 1) // SEGMENT_CHUNKS
+    segment_place = tile_place + segment * segment_items
+    num_chunks = tl.minimum(SEGMENT_CHUNKS, tile_chunks - segment * SEGMENT_CHUNKS)
+    num_parts = (num_chunks + step - 1) // step  # of this segment
+    part_rows = tl.full([], num_kv_heads * block_m, tl.int64)  # from place to place
+    own_row = (tile_place + first_chunk // step) * part_rows + head * block_m
+    segment_row = segment_place * part_rows + head * block_m
+    store_part(
+        outputs_ptr, maxima_ptr, sums_ptr, own_row, outputs, maxima, sums, num_packed, head_dim
+    )
+    row, rows, left = segment_row, part_rows, num_parts
+    is_done = num_parts == 1
+    if num_parts > 1:
+        is_done = is_last_part(counters_ptr + segment_place * num_kv_heads + head, num_parts)
+    if num_segments > 1:
+        if is_done:
+            if num_parts > 1:
+                outputs, maxima, sums = merge_parts(
+                    outputs_ptr, maxima_ptr, sums_ptr, segment_row, part_rows, num_parts,
+                    num_packed, block_m, head_dim,
+                )  # fmt: skip
+                tl.debug_barrier()  # all threads have read what is now replaced
+                store_part(
+                    outputs_ptr, maxima_ptr, sums_ptr, segment_row, outputs, maxima, sums,
+                    num_packed, head_dim,
+                )  # fmt: skip
+            counter_ptr = counters_ptr + (max_items + tile_place) * num_kv_heads + head
+            is_done = is_last_part(counter_ptr, num_segments)
+        row = tile_place * part_rows + head * block_m
+        rows, left = segment_items * part_rows, num_segments
+    return row, rows, tl.where(is_done, left, 0)
 
 
 def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to read them
@@ -190,6 +283,7 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
     tree_bits: Tensor | None = None,
     out: Tensor,
     num_programs: int | None = None,
+    config: Config | None = None,
 ) -> None:
     """Attend every row of a round to its sequence's cached tokens, without a host sync.
 
@@ -210,16 +304,18 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
             the first row's cache index and its own. Sequences of more rows are chains.
         out: [T, num_heads x D]; the rows of nobody are left as they are.
         num_programs: running side by side; None for as many as the GPU holds.
+        config: None for the one in CONFIGS, with whose bits another's need not agree.
     """
-    config = CONFIGS[work.block_m, triton.next_power_of_2(layout.head_dim)]
+    config = config or CONFIGS[work.block_m, triton.next_power_of_2(layout.head_dim)]
     assert work.layout == layout
+    assert work.chunk_len % config.block_n == 0
     _check_tensors(qkv, keys, values, work, out)
     num_programs = num_programs or _num_resident(qkv.device, config.programs_per_sm)
     soft_cap = soft_cap or 0.0
     _verify_attention_kernel[(num_programs,)](
         qkv, keys, values, batch.block_tables, batch.block_tables.stride(0),
         batch.positions, tree_bits, work.items, work.num_items,
-        work.outputs, work.maxima, work.sums, out,
+        len(work.items), work.counters, work.outputs, work.maxima, work.sums, out,
         score_scale=scale * (2 / soft_cap if soft_cap else 1.0) * LOG2_E,
         soft_cap=soft_cap * LOG2_E,
         window=window or 0,
@@ -230,19 +326,21 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
         block_m=work.block_m,
         block_n=config.block_n,
         chunk_len=work.chunk_len,
+        holds_segments=holds_segments(work.block_m, layout.head_dim),
+        is_transposed=config.is_transposed,
         is_interpreted=not qkv.is_cuda,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=config.max_registers,
         enable_fp_fusion=False,
     )  # fmt: skip
-    attention_merge(work, out)
 
 
 def _check_tensors(
     qkv: Tensor, keys: Tensor, values: Tensor, work: AttentionWork, out: Tensor
 ) -> None:
     num_rows, layout, head_dim = len(qkv), work.layout, work.layout.head_dim
-    assert num_rows <= len(work.rows)
+    assert num_rows <= work.max_rows
     assert qkv.shape == (num_rows, layout.num_all * head_dim)
     assert out.shape == (num_rows, layout.num_heads * head_dim)
     assert qkv.dtype == keys.dtype == values.dtype

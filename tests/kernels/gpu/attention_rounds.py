@@ -103,13 +103,21 @@ def make_batch(lens: Lens, tables: list[list[int]], device: str) -> AttentionBat
 
 
 def make_work(
-    attention: Round, lens: Lens, *, block_m: int = 16, chunk_len: int = 256
+    attention: Round,
+    lens: Lens,
+    *,
+    block_m: int = 16,
+    chunk_len: int = 256,
+    num_processors: int | None = None,
 ) -> AttentionWork:
     """Buffers full of NaN for rounds of at most so many rows and tokens a sequence."""
     layout = attention.layout
     size = max_items(lens, group_size=layout.group_size, block_m=block_m, chunk_len=chunk_len)
     num_rows, device = len(attention.qkv), attention.qkv.device
-    work = AttentionWork.allocate(size, num_rows, layout, block_m, device, chunk_len=chunk_len)
+    work = AttentionWork.allocate(
+        size, num_rows, layout, block_m, device,
+        chunk_len=chunk_len, num_processors=num_processors,
+    )  # fmt: skip
     for part in (work.outputs, work.maxima, work.sums):
         part.fill_(float("nan"))
     return work
@@ -136,13 +144,18 @@ def attend(
     *,
     block_m: int = 16,
     chunk_len: int = 256,
+    num_processors: int | None = None,
     num_programs: int | None = None,
     **options: Unpack[Options],
 ) -> Tensor:
-    """What the kernels make of a round, in buffers full of NaN."""
-    work = make_work(attention, attention.lens, block_m=block_m, chunk_len=chunk_len)
+    """What the kernels make of a round, in buffers full of NaN, with no part left to be merged."""
+    work = make_work(
+        attention, attention.lens,
+        block_m=block_m, chunk_len=chunk_len, num_processors=num_processors,
+    )  # fmt: skip
     out = poisoned(attention)
     attend_into(attention, work, out, num_programs=num_programs, **options)
+    assert not work.counters.any()
     return out
 
 

@@ -1,71 +1,80 @@
-"""Merging partial results against the formula."""
+"""Adding up partial results against the formula."""
 
 import pytest
 import torch
+import triton
+import triton.language as tl
+from torch import Tensor
 
-from kernels.gpu.attention_merge import attention_merge, attention_merge_reference
-from kernels.gpu.attention_work import AttentionWork
-from kernels.head_layout import HeadLayout
-from tests.kernels.gpu.compiled import compile_for_sm90
+from kernels.gpu.attention_merge import (
+    is_last_part,
+    merge_parts,
+    merge_parts_reference,
+    store_part,
+)
 
-LAYOUT = HeadLayout(num_heads=6, num_kv_heads=2, head_dim=96)
+BLOCK_M, HEAD_DIM = tl.constexpr(16), tl.constexpr(96)
+Part = tuple[Tensor, Tensor, Tensor]
 
 
-def make_partials(num_items: int, rows: list[list[int]], device: str) -> AttentionWork:
-    """Random partial results for rows of (first item, row within the tile, chunks)."""
-    work = AttentionWork.allocate(num_items, len(rows), LAYOUT, 16, device)
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # noqa: PLR0917  # Triton passes arguments by position
+    counter_ptr: tl.tensor,
+    outputs_ptr: tl.tensor,
+    maxima_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    merged_outputs_ptr: tl.tensor,
+    merged_maxima_ptr: tl.tensor,
+    merged_sums_ptr: tl.tensor,
+    num_rows: tl.tensor,
+) -> None:
+    """Every program finishes one part, and the last one stores what they are together."""
+    num_parts = tl.num_programs(0)
+    if is_last_part(counter_ptr, num_parts):
+        outputs, maxima, sums = merge_parts(
+            outputs_ptr, maxima_ptr, sums_ptr, tl.full([], 0, tl.int64),
+            tl.full([], BLOCK_M, tl.int64), num_parts, num_rows, BLOCK_M, HEAD_DIM,
+        )  # fmt: skip
+        store_part(
+            merged_outputs_ptr, merged_maxima_ptr, merged_sums_ptr, tl.full([], 0, tl.int64),
+            outputs, maxima, sums, num_rows, HEAD_DIM,
+        )  # fmt: skip
+
+
+def make_parts(num_parts: int, device: str) -> Part:
+    """Random parts."""
     generator = torch.Generator().manual_seed(0)
-    for part in (work.outputs, work.maxima, work.sums):
-        part.copy_(torch.rand(part.shape, generator=generator) * 4 + 0.1)
-    work.rows.copy_(torch.tensor(rows))
-    return work
+    shape = (num_parts, BLOCK_M.value)
+    outputs = torch.rand(*shape, HEAD_DIM.value, generator=generator) * 4 + 0.1
+    maxima, sums = torch.rand(2, *shape, generator=generator) * 4 + 0.1
+    return outputs.to(device), maxima.to(device), sums.to(device)
 
 
-@pytest.mark.parametrize("num_chunks", [2, 3, 32, 63])
-def test_chunks_are_weighted_by_their_maxima(num_chunks: int, device: str) -> None:
-    """Fewer and more chunks than are merged at once, for two rows of a tile."""
-    work = make_partials(num_chunks + 1, [[1, 0, num_chunks], [1, 4, num_chunks]], device)
-    out = torch.full((2, 6 * 96), float("nan"), device=device)
-    expected = out.clone()
-    attention_merge(work, out)
-    attention_merge_reference(work, expected)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+def merge(parts: Part, num_rows: int) -> Part:
+    """What the kernel makes of them, in buffers full of NaN."""
+    merged = [torch.full_like(part[0], float("nan")) for part in parts]
+    counter = torch.zeros(1, dtype=torch.int32, device=parts[0].device)
+    _kernel[(len(parts[0]),)](counter, *parts, *merged, num_rows)
+    assert counter.item() == 0
+    return merged[0], merged[1], merged[2]
 
 
-def test_a_chunk_in_which_nothing_was_seen_counts_nothing(device: str) -> None:
+@pytest.mark.parametrize("num_parts", [1, 2, 8, 63])
+def test_parts_are_weighted_by_their_maxima(num_parts: int, device: str) -> None:
+    """By whichever program is the last, once, and only rows that are any."""
+    parts = make_parts(num_parts, device)
+    for got, expected in zip(merge(parts, 13), merge_parts_reference(*parts), strict=True):
+        torch.testing.assert_close(got[:13], expected[:13], rtol=1e-5, atol=1e-5)
+        assert got[13:].isnan().all()
+
+
+def test_a_part_in_which_nothing_was_seen_counts_nothing(device: str) -> None:
     """Whatever it holds, first, last and in between, the bits are those of the one that counts."""
-    work = make_partials(40, [[0, 2, 40]], device)
-    for item in set(range(40)) - {17}:
-        work.maxima[item] = float("-inf")
-        work.outputs[item] = work.sums[item] = float("nan")
-    out = torch.full((1, 6 * 96), float("nan"), device=device)
-    attention_merge(work, out)
-    only = slice(2 * 3, 3 * 3)  # packed rows of row 2, G 3
-    alone = work.outputs[17, :, only] / work.sums[17, :, only].unsqueeze(-1)
-    # Division is rounded a little differently on a GPU.
-    torch.testing.assert_close(out.view(3, 2, 96).transpose(0, 1), alone, rtol=1e-6, atol=0)
-
-
-def test_rows_of_one_chunk_and_of_nobody_stay(device: str) -> None:
-    """They were written directly, or are padding."""
-    work = make_partials(4, [[3, 0, 1], [-1, -1, -1], [0, 1, 2]], device)
-    out = torch.full((3, 6 * 96), float("nan"), device=device)
-    attention_merge(work, out)
-    assert out[:2].isnan().all()
-    assert out[2].isfinite().all()
-
-
-def test_hopper_holds_it_without_spills() -> None:
-    """At the size of Llama 3 8B."""
-    constexprs = {"num_kv_heads": 8, "group_size": 4, "block_m": 32, "head_dim": 128}
-    pointers = dict.fromkeys(["outputs_ptr", "maxima_ptr", "sums_ptr"], "*fp32")
-    signature = {**pointers, "rows_ptr": "*i32", "out_ptr": "*bf16"}
-    resources = compile_for_sm90(
-        "kernels.gpu.attention_merge",
-        "_attention_merge_kernel",
-        signature | dict.fromkeys(constexprs, "constexpr"),
-        constexprs,
-        num_warps=4,
-        num_stages=3,
-    )
-    assert resources.spill_bytes == 0
+    outputs, maxima, sums = make_parts(40, device)
+    is_empty = torch.arange(40, device=device) != 17
+    maxima[is_empty] = float("-inf")
+    outputs[is_empty] = float("nan")
+    sums[is_empty] = 0
+    merged = merge((outputs, maxima, sums), BLOCK_M.value)
+    for got, part in zip(merged, (outputs, maxima, sums), strict=True):
+        assert torch.equal(got, part[17])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.attention_work import (
+    ALWAYS_CUT,
     MAX_SEQUENCES,
     AttentionBatch,
     AttentionWork,
@@ -22,6 +23,7 @@ ROUNDS = {
     "prefill": [(63, 63), (1009, 1009)],
     "behind-a-context": [(300, 1009), (63, 600)],
     "mixed-with-padding": [(63, 63), (0, 0), (1, 700), (5, 1009), (0, 0), (0, 0)],
+    "several-segments": [(5, 2048), (1, 4096 + 700), (1, 2053), (2, 130)],
     "nobody": [(0, 0), (0, 0)],
 }
 
@@ -37,34 +39,41 @@ def make_batch(lens: list[tuple[int, int]], num_rows: int, device: str) -> Atten
     )
 
 
-def make_work(size: int, num_rows: int, group_size: int, device: str) -> AttentionWork:
-    """Buffers of 16-row tiles, the list filled with what a kernel would never write."""
-    layout = HeadLayout(num_heads=group_size, num_kv_heads=1, head_dim=32)
-    work = AttentionWork.allocate(size, num_rows, layout, 16, device)
-    for part in (work.items, work.num_items, work.rows):
+def make_work(
+    size: int, num_rows: int, group_size: int, device: str, *, num_processors: int = 8
+) -> AttentionWork:
+    """Buffers of 16-row tiles and two key heads, filled with what a kernel would never write."""
+    layout = HeadLayout(num_heads=2 * group_size, num_kv_heads=2, head_dim=32)
+    work = AttentionWork.allocate(size, num_rows, layout, 16, device, num_processors=num_processors)
+    for part in (work.items, work.num_items):
         part.fill_(GUARD)
     return work
 
 
-def listed(work: AttentionWork) -> tuple[Tensor, Tensor]:
-    """Items and rows as they came."""
-    return work.items[: int(work.num_items)].cpu(), work.rows.cpu()
+def listed(work: AttentionWork) -> Tensor:
+    """The items, and 0 where nothing is written."""
+    items = work.items[: int(work.num_items)].cpu().clone()
+    assert (items[:, -1] == GUARD).all()
+    items[:, -1] = 0
+    return items
 
 
-@pytest.mark.parametrize("group_size", [1, 4, 7])
+@pytest.mark.parametrize(
+    ("group_size", "num_processors"), [(1, 40), (4, 1), (4, 40), (4, ALWAYS_CUT), (7, 40)]
+)
 @pytest.mark.parametrize("lens", ROUNDS.values(), ids=ROUNDS.keys())
 def test_the_list_is_that_of_the_reference(
-    lens: list[tuple[int, int]], group_size: int, device: str
+    lens: list[tuple[int, int]], group_size: int, num_processors: int, device: str
 ) -> None:
-    """Items, rows and counts are equal to the last word, and rows of nobody are marked."""
+    """Items are equal to the last word and in the same order, whole, cut and mixed."""
     num_rows = sum(rows for rows, _ in lens) + 3
     batch = make_batch(lens, num_rows, device)
     size = max_items(lens, group_size=group_size, block_m=16)
-    work = make_work(size, num_rows, group_size, device)
+    work = make_work(size, num_rows, group_size, device, num_processors=num_processors)
     plan_attention_work(batch, work)
-    items, rows = attention_work_reference(batch, block_q=work.block_q, chunk_len=work.chunk_len)
-    torch.testing.assert_close(listed(work), (items, rows), rtol=0, atol=0)
-    assert len(items) <= size
+    expected = attention_work_reference(batch, work)
+    torch.testing.assert_close(listed(work), expected, rtol=0, atol=0)
+    assert len(expected) <= size
 
 
 def test_one_kernel_lists_what_comes(device: str) -> None:
@@ -73,27 +82,40 @@ def test_one_kernel_lists_what_comes(device: str) -> None:
     for lens in ([(33, 600), (5, 700)], [(1, 300), (0, 0)]):
         batch = make_batch(lens, 40, device)
         plan_attention_work(batch, work)
-        expected = attention_work_reference(batch, block_q=4, chunk_len=work.chunk_len)
+        expected = attention_work_reference(batch, work)
         torch.testing.assert_close(listed(work), expected, rtol=0, atol=0)
 
 
-def test_too_much_work_stays_in_its_buffers(device: str) -> None:
-    """What has no place is left out, and its rows are nobody's; nothing else is touched."""
-    size, lens = 5, [(1, 600), (5, 700), (1, 10)]
-    batch = make_batch(lens, 10, device)
-    work = make_work(size + 20, 10, 4, device)
-    items, rows = work.items, work.rows
-    small = AttentionWork(
-        work.layout, 16, work.chunk_len, items[:size], work.num_items, rows[:8],
-        work.outputs, work.maxima, work.sums,
-    )  # fmt: skip
-    plan_attention_work(batch, small)
-    expected, _ = attention_work_reference(batch, block_q=4, chunk_len=work.chunk_len)
-    assert work.num_items.item() == size
-    torch.testing.assert_close(items[:size].cpu(), expected[:size], rtol=0, atol=0)
-    assert (items[size:] == GUARD).all()
-    assert rows[:8, 0].tolist() == [0, -1, -1, -1, -1, -1, -1, -1]
-    assert (rows[8:] == GUARD).all()
+def test_too_much_work_is_not_listed(device: str) -> None:
+    """A round that has no place is left out, and nothing is touched but the count."""
+    lens = [(1, 600), (5, 700), (1, 10)]
+    work = make_work(9, 10, 4, device, num_processors=ALWAYS_CUT)
+    plan_attention_work(make_batch(lens, 10, device), work)
+    assert work.num_items.item() == 0
+    assert (work.items == GUARD).all()
+
+
+def covered(items: Tensor, sequence: int) -> list[tuple[int, int]]:
+    """First chunk and end of a sequence's items, in their order."""
+    return [(int(item[3]), int(item[4])) for item in items if item[0] == sequence]
+
+
+def test_a_long_tile_among_short_ones_is_cut(device: str) -> None:
+    """Alone it would keep one processor busy after all others are done."""
+    lens = [(1, 2048)] + [(1, 300)] * 7
+    work = make_work(64, 8, 4, device)
+    plan_attention_work(make_batch(lens, 8, device), work)
+    items = listed(work)
+    assert covered(items, 0) == [(chunk, chunk + 1) for chunk in range(8)]
+    assert all(covered(items, sequence) == [(0, 2)] for sequence in range(1, 8))
+
+
+def test_long_items_come_first(device: str) -> None:
+    """Whole segments, then rests and chunks, then what is less than half a chunk."""
+    lens = [(1, 10), (1, 2053), (1, 900), (1, 2048), (1, 1200)]
+    work = make_work(64, 5, 4, device, num_processors=1)
+    plan_attention_work(make_batch(lens, 5, device), work)
+    assert listed(work)[:, 0].tolist() == [1, 3, 4, 2, 1, 0]
 
 
 def test_sizing_counts_tiles_times_chunks() -> None:
@@ -103,10 +125,13 @@ def test_sizing_counts_tiles_times_chunks() -> None:
 
 def test_hopper_holds_it_without_spills() -> None:
     """For as many sequences as there can be."""
-    names = ["query_starts", "context_lens", "items", "num_items", "rows"]
-    constexprs = {"max_sequences": MAX_SEQUENCES, "block_q": 4, "chunk_len": 256}
+    names = ["query_starts", "context_lens", "items", "num_items"]
+    constexprs = {
+        "max_sequences": MAX_SEQUENCES, "block_q": 4, "chunk_len": 256, "num_kv_heads": 8,
+        "num_processors": 132,
+    }  # fmt: skip
     signature = dict.fromkeys([f"{name}_ptr" for name in names], "*i32")
-    signature |= {"max_items": "i32", "max_rows": "i32"}
+    signature |= {"max_items": "i32"}
     resources = compile_for_sm90(
         "kernels.gpu.attention_work",
         "_attention_work_kernel",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu.attention_work import AttentionBatch
+from kernels.gpu.attention_work import AttentionBatch, holds_segments
 from kernels.gpu.verify_attention import CONFIGS
 from tests.kernels.gpu.attention_rounds import (
     Lens,
@@ -320,7 +320,8 @@ SM_REGISTERS = 65_536
     [
         *((block_m, 128, 16) for block_m in (16, 32, 64, 128)),
         *((block_m, 128, 64) for block_m in (16, 64)),
-        *((block_m, head_dim, 16) for block_m in (16, 32) for head_dim in (64, 256)),
+        *((block_m, 64, 16) for block_m in (16, 32, 64, 128)),
+        *((block_m, 256, 16) for block_m in (16, 32, 64)),
     ],
 )
 def test_hopper_holds_it_without_spills(block_m: int, head_dim: int, block_size: int) -> None:
@@ -329,7 +330,8 @@ def test_hopper_holds_it_without_spills(block_m: int, head_dim: int, block_size:
     constexprs = {
         "soft_cap": 0.0, "window": 0, "num_kv_heads": 8, "group_size": 4, "head_dim": head_dim,
         "block_size": block_size, "block_m": block_m, "block_n": config.block_n,
-        "chunk_len": 256, "is_interpreted": False,
+        "chunk_len": 256, "holds_segments": holds_segments(block_m, head_dim),
+        "is_transposed": config.is_transposed, "is_interpreted": False,
     }  # fmt: skip
     resources = compile_for_sm90(
         "kernels.gpu.verify_attention",
