@@ -16,10 +16,10 @@ from target_worker.acceptance import Acceptance
 from target_worker.admitted import AdmittedJob, Choice
 from target_worker.job import Job
 from target_worker.outcome import Outcome
-from target_worker.rounds import Rounds, Verified
+from target_worker.rounds import Begun, Rounds, Verified
 from target_worker.scheduler import DoesNotFit, Row, Scheduler
 from target_worker.session import Session
-from target_worker.speculation import Speculation
+from target_worker.speculation import Offers, Speculation
 from target_worker.totals import Totals
 
 _log = structlog.get_logger()
@@ -43,6 +43,27 @@ GO_ON = Pause(0.0)
 IDLE = Pause(None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A round under way."""
+
+    begun: Begun
+    offers: Offers
+    started_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """Tokens that a session has taken, not yet told."""
+
+    result: Verified
+    offer: Sequence[int]
+    job: Job
+    choice: int
+    base_len: int  # tokens before
+    kept: Sequence[int]
+
+
 class Engine:
     """All jobs of one worker.
 
@@ -52,6 +73,8 @@ class Engine:
         speculation: the policy.
         vocab_size: of the model.
         clock: time.
+        overlap_from: rows from which the next round is begun before the last one is booked: for
+            devices that compute by themselves once a round is begun. None: never.
     """
 
     def __init__(
@@ -62,8 +85,11 @@ class Engine:
         *,
         vocab_size: int,
         clock: Clock,
+        overlap_from: int | None = None,
     ) -> None:
         self._rounds = rounds
+        self._overlap_from = overlap_from
+        self._flight: _Flight | None = None
         self._scheduler = scheduler
         self._speculation = speculation
         self._vocab_size = vocab_size
@@ -181,32 +207,106 @@ class Engine:
     def step(self) -> Pause:
         """Run one round, if there is anything to run.
 
+        Where rounds overlap, the next one is begun between taking in the tokens of one and booking
+        them, so that a device does not wait for text and records.
+
         Raises:
             EngineBroken: the model fails for everybody.
         """
+        if self._flight is None:
+            pause = self._begin()
+            if pause is not None:
+                return pause
+            if self._overlap_from is not None:
+                return GO_ON  # what was planned is said while it computes
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        accepted = self._accept(flight)
+        landed_s = self._clock.monotonic_s()
+        if self._overlap_from is None or len(accepted) < self._overlap_from:
+            self._book(flight, accepted, landed_s)
+            return GO_ON
+        pause = self._begin()
+        self._book(flight, accepted, landed_s)
+        if pause is IDLE:
+            self._round_end_s = None
+        return pause or GO_ON
+
+    def _begin(self) -> Pause | None:
+        """Begin the next round; what to do instead, if there is none yet."""
         started_s = self._clock.monotonic_s()
         self._expire()
         rows = self._plan()
         if not rows:
             self._round_end_s = None
             return IDLE
-        self._speculation.plan(rows, self._scheduler, self._outcome)
-        grace_s = self._speculation.grace_s(rows)
+        offers = self._speculation.plan(rows, self._scheduler, self._outcome)
+        grace_s = self._speculation.grace_s(rows, offers)
         if grace_s > 0.0:
             return Pause(grace_s)
         copies, self._scheduler.copies = self._scheduler.copies, []
-        verified = self._rounds.run(rows, copies)
-        began_s = started_s if self._round_end_s is None else self._round_end_s
-        period_s = self._clock.monotonic_s() - began_s
-        num_tokens = sum(
-            self._settle(result, index, period_s) for index, result in enumerate(verified)
-        )
-        ended_s = self._clock.monotonic_s()
+        self._flight = _Flight(self._rounds.begin(rows, copies), offers, started_s)
+        return None
+
+    def _accept(self, flight: _Flight) -> list[_Accepted]:
+        """Take in the tokens of a round: all that planning the next one needs."""
+        accepted = []
+        for result, offer in zip(self._rounds.finish(flight.begun), flight.offers, strict=True):
+            session = result.row.session
+            found = self._sessions.get(session.session_id)
+            if found is None:
+                continue  # it ended meanwhile, or another choice of its job has just failed
+            if result.error is not None:
+                self._fail_session(session, result.error)
+            elif not result.row.is_sampled:
+                self._scheduler.computed(result.row, 0)
+            else:
+                base_len = len(session.token_ids)
+                try:
+                    kept = session.accept(result.token_ids)
+                except Exception as error:  # noqa: BLE001 -- a text that cannot be decoded fails its session alone
+                    self._fail_session(session, error)
+                    continue
+                self._scheduler.computed(result.row, result.num_accepted)
+                accepted.append(_Accepted(result, offer, found[0], found[1], base_len, kept))
+                if session.reason is not None:
+                    self._scheduler.remove(session)
+                    del self._sessions[session.session_id]
+        return accepted
+
+    def _book(self, flight: _Flight, accepted: Sequence[_Accepted], landed_s: float) -> None:
+        """Say what a round gave, and learn from it."""
+        began_s = flight.started_s if self._round_end_s is None else self._round_end_s
+        num_tokens = 0
+        for one in accepted:
+            if self._jobs.get(one.job.claim.job_id) is one.job:
+                num_tokens += self._book_row(one, landed_s - began_s)
+        is_late = self._flight is not None  # the next round has begun: this one ended before
+        ended_s = landed_s if is_late else self._clock.monotonic_s()
         self._speculation.observe(
-            rows, num_tokens=num_tokens, took_s=ended_s - started_s, period_s=ended_s - began_s
+            flight.begun.rows,
+            num_tokens=num_tokens,
+            took_s=ended_s - flight.started_s,
+            period_s=ended_s - began_s,
         )
         self._round_end_s = ended_s
-        return GO_ON
+
+    def _book_row(self, one: _Accepted, period_s: float) -> int:
+        """Say what a round gave one row. Returns the tokens confirmed."""
+        job, session = one.job, one.result.row.session
+        try:
+            records = job.confirmed(one.choice, one.kept, session.text_of(one.kept))
+        except Exception as error:  # noqa: BLE001 -- as in _accept
+            _log.warning("session_failed", session_id=session.session_id, error=repr(error))
+            self._fail(job.claim.job_id, FAILED)
+            return 0
+        self._count(job, one.result, len(one.kept))
+        self._outcome.append(job.claim, records)
+        self._speculation.confirmed(one.result, one.offer, period_s)
+        self._speculation.tell(session, one.base_len, one.kept, self._outcome)
+        if job.is_over:
+            self._end(job, ",".join(job.reasons))
+        return len(one.kept)
 
     def _session(self, admitted: AdmittedJob, index: int, choice: Choice) -> Session:
         session = Session(
@@ -232,38 +332,6 @@ class Engine:
             except DoesNotFit as error:
                 job = self._sessions[error.session.session_id][0]
                 self._fail(job.claim.job_id, NO_ROOM)
-
-    def _settle(self, result: Verified, index: int, period_s: float) -> int:
-        """Book what a round gave one row. Returns the tokens confirmed."""
-        row, session = result.row, result.row.session
-        found = self._sessions.get(session.session_id)
-        if found is None:
-            return 0  # another choice of its job failed in this very round
-        job, choice, _ = found
-        if result.error is not None:
-            self._fail_session(session, result.error)
-            return 0
-        if not row.is_sampled:
-            self._scheduler.computed(row, 0)
-            return 0
-        base_len = len(session.token_ids)
-        try:
-            kept, text = session.confirm(result.token_ids)
-            records = job.confirmed(choice, kept, text)
-        except Exception as error:  # noqa: BLE001 -- a text that cannot be decoded fails its session alone
-            self._fail_session(session, error)
-            return 0
-        self._scheduler.computed(row, result.num_accepted)
-        self._count(job, result, len(kept))
-        self._outcome.append(job.claim, records)
-        self._speculation.confirmed(result, index, period_s)
-        self._speculation.tell(session, base_len, kept, self._outcome)
-        if session.reason is not None:
-            self._scheduler.remove(session)
-            del self._sessions[session.session_id]
-        if job.is_over:
-            self._end(job, ",".join(job.reasons))
-        return len(kept)
 
     def _count(self, job: Job, result: Verified, num_kept: int) -> None:
         if job.first_token_s is None:

@@ -6,6 +6,7 @@ import structlog
 
 from shared.common.clock import Clock
 from shared.common.errors import ConfigError
+from shared.config.model import CPU
 from shared.engine.blocks import BlockPool
 from shared.engine.models import Model, load_model
 from shared.engine.settings import ModelSettings
@@ -18,6 +19,9 @@ from target_worker.rounds import Rounds
 from target_worker.scheduler import Scheduler
 from target_worker.speculation import Identity, Speculation
 from target_worker.warmup import profile, self_test
+
+# Sessions of a round on a GPU: with fewer, telling drafters at once is worth more than its time.
+OVERLAP_FROM = 4
 
 _log = structlog.get_logger()
 
@@ -110,6 +114,7 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
         speculation,
         vocab_size=served.vocab_size,
         clock=clock,
+        overlap_from=None if config.device == CPU else OVERLAP_FROM,
     )
 
 

@@ -4,12 +4,12 @@ A session that makes the pass or the sampler fail is found and named; the others
 the same round all the same. Knows nothing of queues, drafters or policy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from shared.engine.samplers import Sampler
+from shared.engine.samplers import Collect, Sampler
 from shared.engine.sampling import VerifyRequest
 from shared.engine.spans import Runner
 from target_worker.scheduler import Row
@@ -39,6 +39,15 @@ class Verified:
         return max(0, len(self.token_ids) - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A round under way. One of the two is set."""
+
+    rows: Sequence[Row]
+    collect: Collect | None
+    error: Exception | None = None
+
+
 class Rounds:
     """Runs rounds on one model. One caller: the engine thread.
 
@@ -54,37 +63,50 @@ class Rounds:
         self._self_test = self_test
 
     def run(self, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()) -> list[Verified]:
-        """Compute and verify all rows.
+        """Compute and verify all rows: `begin` and `finish`."""
+        return self.finish(self.begin(rows, copies))
+
+    def begin(self, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()) -> Begun:
+        """Start computing and verifying rows; on a GPU it goes on by itself.
 
         Args:
             rows: at least one; their block tables have room for all tokens.
             copies: cache blocks to copy before the pass.
-
-        Raises:
-            EngineBroken: it failed for everybody, and so did the self-test.
         """
         if copies:
             self._runner.copy_blocks(copies)
         try:
-            verified = self._pass(rows)
+            return Begun(rows, self._begin_pass(rows))
         except Exception as error:  # noqa: BLE001 -- whatever one session's tokens provoke is pinned on it
+            return Begun(rows, None, error)
+
+    def finish(self, begun: Begun) -> list[Verified]:
+        """Wait for what was begun, once and before the next is begun.
+
+        Raises:
+            EngineBroken: it failed for everybody, and so did the self-test.
+        """
+        rows, error, verified = begun.rows, begun.error, None
+        if begun.collect is not None:
+            try:
+                verified = _paired(rows, begun.collect())
+            except Exception as failure:  # noqa: BLE001 -- as in `begin`
+                error = failure
+        if verified is None:
             _log.warning("round_failed", num_rows=len(rows), error=repr(error))
             verified = [self._alone(row) for row in rows]
         self._check_health(verified)
         return verified
 
-    def _pass(self, rows: Sequence[Row]) -> list[Verified]:
+    def _begin_pass(self, rows: Sequence[Row]) -> Collect:
         logits = self._runner.run([row.span() for row in rows])
-        sampled = [row for row in rows if row.is_sampled]
-        confirmed = iter(self._sampler.verify(logits, [_request(row) for row in sampled]))
-        return [
-            _verified(row, next(confirmed)) if row.is_sampled else Verified(row, []) for row in rows
-        ]
+        requests = [_request(row) for row in rows if row.is_sampled]
+        return self._sampler.begin_verify(logits, requests)
 
     def _alone(self, row: Row) -> Verified:
         """One row in a pass of its own. What it computed in the failed pass is computed again."""
         try:
-            return self._pass([row])[0]
+            return _paired([row], self._begin_pass([row])())[0]
         except Exception as error:  # noqa: BLE001 -- it becomes this session's failure
             return Verified(row, [], error)
 
@@ -95,6 +117,12 @@ class Rounds:
             self._self_test()
         except Exception as error:
             raise EngineBroken("no row of a round and not the self-test either") from error
+
+
+def _paired(rows: Sequence[Row], confirmed: Iterable[list[int]]) -> list[Verified]:
+    """Rows with the tokens of those that are sampled."""
+    tokens = iter(confirmed)
+    return [_verified(row, next(tokens)) if row.is_sampled else Verified(row, []) for row in rows]
 
 
 def _request(row: Row) -> VerifyRequest:

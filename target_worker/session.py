@@ -23,6 +23,11 @@ class Text(Protocol):
         """Whether a stop string is complete."""
         ...
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether there are stop strings at all."""
+        ...
+
     def push(self, token_id: int) -> str:
         """Text that this token lets out."""
         ...
@@ -46,6 +51,7 @@ class Session:
     """
 
     __slots__ = (
+        "_pieces",
         "_stop_ids",
         "acceptance",
         "arrival",
@@ -92,6 +98,7 @@ class Session:
         self.epoch = 0  # of the claim
         self.reason: FinishReason | None = None
         self._stop_ids = frozenset(params.stop_token_ids)
+        self._pieces: list[str] = []  # of tokens that were accepted but not yet told
         # Its place in the cache; None while it waits.
         self.table: BlockTable | None = None
         self.num_computed = 0  # confirmed tokens whose keys and values are in the cache
@@ -125,18 +132,18 @@ class Session:
         """Whether other choices of the job can share the prompt's blocks now, or need not wait."""
         return self.reason is not None or self.num_computed >= self.prompt_len
 
-    def confirm(self, token_ids: Sequence[int]) -> tuple[list[int], str]:
+    def accept(self, token_ids: Sequence[int]) -> list[int]:
         """Take what a round confirmed, up to where the session ends. Sets `reason` at its end.
 
         Returns:
-            The tokens that count and the text they let out; what follows a stop is discarded.
+            The tokens that count; what follows a stop is discarded.
         """
         kept: list[int] = []
-        pieces: list[str] = []
         room = self.max_len - len(self.token_ids)
         for token_id in token_ids:
             kept.append(token_id)
-            pieces.append(self.text.push(token_id))
+            if self.text.can_stop:
+                self._pieces.append(self.text.push(token_id))
             if token_id in self._stop_ids or self.text.is_stopped:
                 self.reason = FinishReason.STOP
                 break
@@ -145,7 +152,15 @@ class Session:
                 break
         self.token_ids += kept
         self.tree.confirm(kept)
-        return kept, "".join(pieces)
+        return kept
+
+    def text_of(self, kept: Sequence[int]) -> str:
+        """The text that accepted tokens let out: once for what each `accept` has returned.
+
+        Apart from it because text takes long to make and, without stop strings, decides nothing.
+        """
+        pieces, self._pieces = self._pieces, []
+        return "".join(pieces or [self.text.push(token_id) for token_id in kept])
 
     def end(self) -> None:
         """Give up its blocks and guesses: it is over, whatever its reason."""

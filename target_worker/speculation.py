@@ -31,6 +31,8 @@ OFF_S = 2.0  # for so long, doubled each time
 MAX_OFF_S = 60.0
 GRACE_CHANCE = 0.05  # the least chance of a right guess that the grace reckons with
 
+Offers = list[list[int]]  # guesses that might be verified, one list a row of the round
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -55,10 +57,13 @@ class Speculation:
         self.goodput = Goodput(policy, clock)
         self._mode = Mode.PLAIN
         self._switched_s = clock.monotonic_s()
-        self._offers: list[list[int]] = []  # of the round under way, one a row
 
-    def plan(self, rows: Sequence[Row], scheduler: Scheduler, outcome: Outcome) -> None:
-        """Choose the mode, tend the drafters and add guesses to the rows that decode."""
+    def plan(self, rows: Sequence[Row], scheduler: Scheduler, outcome: Outcome) -> Offers:
+        """Choose the mode, tend the drafters and add guesses to the rows that decode.
+
+        Returns:
+            Per row, what its session's drafter had to offer.
+        """
         now_s = self._clock.monotonic_s()
         mode = self.goodput.choose(len(rows), lambda: self._predicted_gain(len(rows)))
         if mode is not self._mode:
@@ -67,13 +72,14 @@ class Speculation:
             _log.info("speculation_switched", mode=mode, num_streams=len(rows))
         for row in rows:
             self._tend(row.session, now_s, outcome)
-        self._offers = [[] if mode is Mode.PLAIN else _offer(row) for row in rows]
-        if any(self._offers):
-            self._add_drafts(rows, scheduler)
+        offers = [[] if mode is Mode.PLAIN else _offer(row) for row in rows]
+        if any(offers):
+            self._add_drafts(rows, offers, scheduler)
+        return offers
 
-    def grace_s(self, rows: Sequence[Row]) -> float:
+    def grace_s(self, rows: Sequence[Row], offers: Offers) -> float:
         """Seconds to wait for a drafter before this round; 0 nearly always."""
-        if len(rows) != 1 or self._offers[0] or self._mode is Mode.PLAIN:
+        if len(rows) != 1 or offers[0] or self._mode is Mode.PLAIN:
             return 0.0
         session = rows[0].session
         if session.link.state is not LinkState.ENGAGED or not session.is_decoding:
@@ -84,10 +90,9 @@ class Speculation:
             chance=max(session.acceptance.rates(1)[0], GRACE_CHANCE),
         )
 
-    def confirmed(self, result: Verified, index: int, period_s: float) -> None:
-        """Learn from what the round's row `index` confirmed, `period_s` after the round before."""
+    def confirmed(self, result: Verified, offer: Sequence[int], period_s: float) -> None:
+        """Learn from what a row confirmed, `period_s` after the round before; with its offer."""
         session, num_drafted = result.row.session, len(result.row.draft_token_ids)
-        offer = self._offers[index]
         if num_drafted:
             session.acceptance.observe(num_drafted, result.num_accepted)
             session.num_idle_rounds = 0
@@ -201,14 +206,14 @@ class Speculation:
                 )
             )
 
-    def _add_drafts(self, rows: Sequence[Row], scheduler: Scheduler) -> None:
+    def _add_drafts(self, rows: Sequence[Row], offers: Offers, scheduler: Scheduler) -> None:
         max_rows = scheduler.max_drafts(rows)
         if self._policy is Policy.ON:
-            lengths = [len(offer) for offer in self._offers]
+            lengths = [len(offer) for offer in offers]
         else:
             survivals = [
                 row.session.acceptance.survival(len(offer))
-                for row, offer in zip(rows, self._offers, strict=True)
+                for row, offer in zip(rows, offers, strict=True)
             ]
             lengths = draft_lengths(
                 survivals,
@@ -217,7 +222,7 @@ class Speculation:
                 cost=self.cost,
                 max_rows=max_rows,
             )
-        for row, offer, length in zip(rows, self._offers, lengths, strict=True):
+        for row, offer, length in zip(rows, offers, lengths, strict=True):
             if length and max_rows > 0:
                 scheduler.add_draft(row, offer[: min(length, max_rows)])
                 max_rows -= len(row.draft_token_ids)

@@ -4,7 +4,7 @@ The definition is `shared.engine.sampling`; an implementation for another device
 tokens for the same logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -13,12 +13,21 @@ from kernels.gumbel_top import Top
 from shared.engine import sampling
 from shared.engine.sampling import Row, VerifyRequest
 
+Collect = Callable[[], list[list[int]]]  # waits for what `verify` returns
+
 
 class Sampler(Protocol):
     """Chooses tokens from the logits of the runner that it belongs to. One caller at a time."""
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
         """See `shared.engine.sampling.verify`."""
+        ...
+
+    def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
+        """Start a `verify`; its tokens are waited for when they are asked for, once.
+
+        Whatever runs between is not held up by a GPU. One at a time.
+        """
         ...
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
@@ -32,6 +41,11 @@ class HostSampler(Sampler):
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
         """See Sampler."""
         return sampling.verify(logits, requests)
+
+    def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
+        """See Sampler. There is nothing to wait for here."""
+        confirmed = sampling.verify(logits, requests)
+        return lambda: confirmed
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
         """See Sampler."""

@@ -103,6 +103,11 @@ class TextStream:
             self._window, before = [], ""
         self._num_decoded = len(before)  # characters of the window's text that were passed on
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether text can end the output."""
+        return bool(self._stop_strings)
+
     def push(self, token_id: int) -> str:
         """Take one token; the text that may be shown now, often empty."""
         self._window.append(token_id)

@@ -35,6 +35,10 @@ class LetterText:
         self._stop_strings = stop_strings
         self._text = ""
 
+    @property
+    def can_stop(self) -> bool:
+        return bool(self._stop_strings)
+
     def push(self, token_id: int) -> str:
         letter = chr(ord("a") + token_id % 26)
         self._text += letter
@@ -116,6 +120,7 @@ def make_rig(
     policy: Policy = Policy.ON,
     profile: Sequence[Measured] = (Measured(1, 1, 0.001),),
     wrap: Callable[[FakeRunner], Runner] = lambda runner: runner,
+    overlap_from: int | None = None,
 ) -> Rig:
     """An engine on FakeRunner."""
     clock = ManualClock()
@@ -124,7 +129,9 @@ def make_rig(
     scheduler = Scheduler(pool, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     speculation = Speculation(policy, Identity("target:a", "words"), profile=profile, clock=clock)
     rounds = Rounds(wrap(runner), HostSampler(), self_test=lambda: None)
-    engine = Engine(rounds, scheduler, speculation, vocab_size=V, clock=clock)
+    engine = Engine(
+        rounds, scheduler, speculation, vocab_size=V, clock=clock, overlap_from=overlap_from
+    )
     return Rig(engine, pool, runner, clock, speculation)
 
 

@@ -82,6 +82,7 @@ def test_text_that_cannot_be_made_fails_its_session_alone() -> None:
 
     class BadText:
         is_stopped = False
+        can_stop = False
 
         def push(self, token_id: int) -> str:
             raise ValueError(token_id)

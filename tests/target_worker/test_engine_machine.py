@@ -18,9 +18,17 @@ IDS = st.integers(-2, V + 1)
 class EngineMachine(RuleBasedStateMachine):
     """Every log is a beginning of what the job answers alone, and ends at most once."""
 
+    overlap_from: int | None = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.rig = make_rig(num_blocks=14, max_num_seqs=3, max_batched_tokens=7, policy=Policy.ON)
+        self.rig = make_rig(
+            num_blocks=14,
+            max_num_seqs=3,
+            max_batched_tokens=7,
+            policy=Policy.ON,
+            overlap_from=self.overlap_from,
+        )
         self.jobs: dict[str, AdmittedJob] = {}
         self.dropped: set[str] = set()
         self.truth: dict[str, list[int]] = {}
@@ -126,3 +134,13 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+class OverlappingMachine(EngineMachine):
+    """The same where rounds overlap: one is booked while the next is under way."""
+
+    overlap_from = 1
+
+
+TestOverlappingMachine = OverlappingMachine.TestCase
+TestOverlappingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -62,7 +62,12 @@ def jobs(kind: str) -> list[AdmittedJob]:
 
 
 def serve(
-    model: Path, admitted: list[AdmittedJob], policy: Policy, drafter: Drafter | None = None
+    model: Path,
+    admitted: list[AdmittedJob],
+    policy: Policy,
+    drafter: Drafter | None = None,
+    *,
+    overlap_from: int | None = None,
 ) -> dict[str, list[int]]:
     """All answers by job id."""
     clock = ManualClock()
@@ -77,6 +82,7 @@ def serve(
         speculation,
         vocab_size=VOCAB,
         clock=clock,
+        overlap_from=overlap_from,
     )
     for job in admitted:
         engine.submit(job)
@@ -136,3 +142,5 @@ def test_speculation_changes_no_token(model: Path, kind: str) -> None:
     }
     again = jobs(kind)  # texts are used up
     assert serve(model, again, Policy.ON, Drafter(everyone(truth))) == plain
+    drafter = Drafter(everyone(truth))
+    assert serve(model, jobs(kind), Policy.ON, drafter, overlap_from=2) == plain

@@ -37,7 +37,7 @@ def finish(scheduler: Scheduler, rows: list[Row], token_id: int = 7) -> None:
     """Every sampled row confirms its guesses and one token more."""
     for row in rows:
         confirmed = [*row.draft_token_ids, token_id] if row.is_sampled else []
-        row.session.confirm(confirmed)
+        row.session.accept(confirmed)
         scheduler.computed(row, max(0, len(confirmed) - 1))
 
 
@@ -208,7 +208,7 @@ def test_room_of_wrong_guesses_is_given_back() -> None:
     finish(scheduler, plan(scheduler))
     (row,) = plan(scheduler)
     scheduler.add_draft(row, [8] * 9)
-    session.confirm([7])  # all wrong
+    session.accept([7])  # all wrong
     scheduler.computed(row, 0)
     assert session.table is not None
     assert len(session.table.block_ids) == 2

@@ -35,7 +35,9 @@ def test_what_follows_the_end_is_discarded(
     session: Session, kept: list[int], reason: FinishReason | None
 ) -> None:
     """Of three confirmed tokens those up to the end count, and their text."""
-    assert session.confirm([4, 5, 6]) == (kept, "".join(chr(ord("a") + t) for t in kept))
+    assert session.accept([4, 5, 6]) == kept
+    assert session.text_of(kept) == "".join(chr(ord("a") + t) for t in kept)
+    assert session.text_of([]) == ""
     assert session.token_ids == [1, 2, *kept]
     assert session.num_output == len(kept)
     assert session.reason is reason
@@ -45,7 +47,7 @@ def test_guesses_follow_what_is_confirmed() -> None:
     """The tree walks along; at the end it is empty."""
     session = make_session()
     session.tree.insert(2, (4, 5, 6))
-    session.confirm([4])
+    session.accept([4])
     assert session.tree.best_path(9) == [5, 6]
     session.end()
     assert not session.tree

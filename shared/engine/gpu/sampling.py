@@ -25,6 +25,7 @@ from kernels.gumbel_top import Top
 from shared.engine.adjustments import changes_logits
 from shared.engine.filters import has_filters
 from shared.engine.gpu.adjusted_rows import AdjustedRows, Changes, changes_of_rows
+from shared.engine.samplers import Collect
 from shared.engine.sampling import NOTHING, Row, VerifyRequest
 from shared.protocol.sampling import SamplingParams
 
@@ -69,11 +70,15 @@ class GpuSampler:
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
         """See `shared.engine.sampling.verify`; logits [T, V] bf16 or float32, on the device."""
+        return self.begin_verify(logits, requests)()
+
+    def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
+        """See `shared.engine.samplers.Sampler`."""
         assert len(logits) == sum(len(request.draft_token_ids) + 1 for request in requests)
         self.stage(requests)
         self.launch(logits)
         self.fetch()
-        return self.collect()
+        return self.collect
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
         """See `shared.engine.sampling.rank`; however far behind, no token is left out."""
