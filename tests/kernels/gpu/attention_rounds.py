@@ -14,7 +14,7 @@ from kernels.gpu.attention_work import (
     max_items,
     plan_attention_work,
 )
-from kernels.gpu.verify_attention import verify_attention, verify_attention_reference
+from kernels.gpu.verify_attention import Config, verify_attention, verify_attention_reference
 from kernels.head_layout import HeadLayout
 
 Lens = list[tuple[int, int]]  # (rows, context) of each sequence
@@ -27,6 +27,13 @@ class Options(TypedDict, total=False):
     window: int | None
     soft_cap: float | None
     tree_bits: Tensor | None
+
+
+class KernelOptions(Options, total=False):
+    """What the kernels take as well."""
+
+    num_programs: int | None
+    config: Config | None
 
 
 @dataclass(frozen=True)
@@ -127,15 +134,13 @@ def attend_into(
     attention: Round,
     work: AttentionWork,
     out: Tensor,
-    *,
-    num_programs: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[KernelOptions],
 ) -> None:
     """List the work of a round, and do it."""
     plan_attention_work(attention.batch, work)
     verify_attention(
         attention.qkv, attention.keys, attention.values, attention.batch, work, attention.layout,
-        scale=attention.scale, out=out, num_programs=num_programs, **options,
+        scale=attention.scale, out=out, **options,
     )  # fmt: skip
 
 
@@ -145,8 +150,7 @@ def attend(
     block_m: int = 16,
     chunk_len: int = 256,
     num_processors: int | None = None,
-    num_programs: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[KernelOptions],
 ) -> Tensor:
     """What the kernels make of a round, in buffers full of NaN, with no part left to be merged."""
     work = make_work(
@@ -154,7 +158,7 @@ def attend(
         block_m=block_m, chunk_len=chunk_len, num_processors=num_processors,
     )  # fmt: skip
     out = poisoned(attention)
-    attend_into(attention, work, out, num_programs=num_programs, **options)
+    attend_into(attention, work, out, **options)
     assert not work.counters.any()
     return out
 

@@ -27,7 +27,7 @@ attrs = {
     if kind.startswith("*") or name in order["divisible"]
 }
 source = ASTSource(kernel, signature, order["constexprs"], attrs)
-options = {"num_warps": order["num_warps"], "num_stages": order["num_stages"]}
+options = {"num_warps": order["num_warps"], "num_stages": order["num_stages"], **order["options"]}
 compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 tool = triton.knobs.nvidia.cuobjdump.path
 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -56,6 +56,7 @@ def compile_for_sm90(
     num_warps: int,
     num_stages: int,
     divisible: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
 ) -> Resources:
     """Compile `kernel` of `module`.
 
@@ -68,6 +69,7 @@ def compile_for_sm90(
         num_stages: as launched.
         divisible: integers that are multiples of 16 in production, as pointers always are: Triton
             compiles wide loads only for those.
+        options: others of Triton's, as launched: "enable_fp_fusion", "maxnreg".
     """
     order = {
         "module": module,
@@ -77,6 +79,7 @@ def compile_for_sm90(
         "num_warps": num_warps,
         "num_stages": num_stages,
         "divisible": list(divisible),
+        "options": dict(options or {}),
     }
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(order)],
