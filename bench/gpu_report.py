@@ -1,0 +1,111 @@
+"""Tables from what the GPU benches wrote, in bench/results/gpu.md: `python -m bench.gpu_report`."""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.cpu import RESULTS
+
+Line = dict[str, Any]
+
+
+def steps_table(steps: dict[str, Any]) -> str:
+    """Rounds of the engine alone."""
+    titles = (
+        *("sequences x rows, context", "round (low-high)", "floor", "attention alone"),
+        *("its GB/s", "with sampler and host, T = 0.7"),
+    )
+    head = [_row(titles), _row(["---"] * len(titles))]
+    return "\n".join(head + [_row(_step_cells(line)) for line in steps["rounds"]])
+
+
+def _step_cells(line: Line) -> list[str]:
+    spread = f"({line['step_low_ms']:.2f}-{line['step_high_ms']:.2f})"
+    return [
+        f"{line['sequences']} x {line['rows']}, {line['context']:,}",
+        f"**{line['step_ms']:.2f}** {spread}",
+        f"{line['floor_ms']:.2f}",
+        f"{line['attention_ms']:.2f}",
+        f"{line['attention_gb_s']:,.0f}",
+        f"{line['round_sampled_ms']:.2f}",
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def path_table(lines: Sequence[Line]) -> str:
+    """Tokens a second through the whole path; medians over turns."""
+    speeds: dict[tuple[str, float], dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        speeds[line["kind"], line["temperature"]][line["streams"]].append(line)
+    widths = sorted({line["streams"] for line in lines})
+    titles = ["tokens/s, time to first token", *(f"{width} streams" for width in widths)]
+    rows = [_row(titles), _row(["---"] * len(titles))]
+    for (kind, temperature), found in speeds.items():
+        cells = []
+        for width in widths:
+            tokens = statistics.median(one["tokens_per_s"] for one in found[width])
+            ttft = statistics.median(one["ttft_ms"] for one in found[width])
+            cells.append(f"**{tokens:,.0f}**, {ttft:.0f} ms")
+        rows.append(_row([f"{kind}, T = {temperature}", *cells]))
+    return "\n".join(rows)
+
+
+def acceptance(lines: Sequence[Line]) -> str:
+    """Over all loads that speculated."""
+    drafted = sum(line["num_draft_tokens"] for line in lines)
+    accepted = sum(line["num_accepted_tokens"] for line in lines)
+    rounds = sum(line["num_rounds"] for line in lines)
+    return (
+        f"Acceptance: {accepted:,} of {drafted:,} draft tokens ({accepted / max(drafted, 1):.3f}), "
+        f"mean acceptance length {1 + accepted / max(rounds, 1):.2f} in {rounds:,} rounds."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read gpu_step, gpu_path and gpu_draft.json of a folder; write gpu.md beside them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    folder = parser.parse_args(argv).folder
+    steps, path, draft = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("gpu_step", "gpu_path", "gpu_draft")
+    )
+    machine, lines = steps["machine"], path["lines"]
+    draft_text = "; ".join(
+        f"{line['sessions']} sessions: {line['step_ms']:.2f} ms a step" for line in draft
+    )
+    text = f"""## Rounds of the engine, Llama-3-8B shape, bf16, random weights, milliseconds
+
+{steps_table(steps)}
+
+Medians of 30 replays. Floor: weights and context read once at the copy bandwidth measured in the
+same run, {machine["copy_gb_s"]:,.0f} GB/s. GPU: {machine["gpu"]}, torch {machine["torch"]}, Triton
+{machine["triton"]}, CUDA {machine["cuda"]}. Command: `{machine["command"]} --out gpu_step.json`.
+
+## The whole path: client, gateway, server, target and draft on a GPU each
+
+{path_table(lines)}
+
+{acceptance(lines)}
+Texts with and without speculation are equal in {path["same_texts"]} cases (bf16: near-ties may
+differ between batch shapes; `--batch-invariant` rules that out).
+
+The bundled pair grown to the shapes of Llama-3-8B and Llama-3.2-1B (`bench.expand`): the same text
+and acceptance, the cost of the large models. Contexts of up to some 230 tokens, 160 tokens an
+answer. GPUs: {"; ".join(path["gpus"])}. Command:
+`python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`.
+
+The drafter alone (`python -m bench.gpu_draft`): {draft_text}.
+"""
+    (folder / "gpu.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
