@@ -102,7 +102,7 @@ and acceptance, the cost of the large models. Contexts of up to some 230 tokens,
 answer. GPUs: {"; ".join(path["gpus"])}. Command:
 `python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`.
 
-The drafter alone (`python -m bench.gpu_draft`): {draft_text}.
+The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
     (folder / "gpu.md").write_text(text)
 
