@@ -5,11 +5,12 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-all test-gpu lint format types bench lock clean
+.PHONY: help setup demo test test-unit test-all test-interpreted test-gpu lint format types bench lock clean
 
 VENV_PYTHON := .venv/bin/python
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 TESTS ?= tests
+INTERPRETED := tests/kernels/gpu tests/shared/engine/gpu tests/shared/engine/foreign
 
 # More runnable threads than cores cost a small model 4 to 10 times its speed (docs/decisions.md).
 export OMP_NUM_THREADS := 1
@@ -39,19 +40,21 @@ demo: setup
 	@STACK_DEMO_PROMPT="$(if $(filter command,$(origin PROMPT)),$$PROMPT)" \
 	  exec $(VENV_PYTHON) -m stack.demo
 
-test: lint types test-all
+test: lint types test-interpreted test-all
 
 test-all: setup
-	$(VENV_PYTHON) -m pytest -q -m "not gpu" $(TESTS)
+	$(VENV_PYTHON) -m pytest -q -m "not gpu and not interpreted" $(TESTS)
+
+test-interpreted: setup
+	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "interpreted and not gpu" $(INTERPRETED)
 
 test-unit: setup
 	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile \
-	  -m "not server and not e2e and not slow and not gpu" $(TESTS)
+	  -m "not server and not e2e and not slow and not gpu and not interpreted" $(TESTS)
 
 # With the interpreter that has torch for this GPU; no virtual environment is made.
 test-gpu:
-	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q \
-	  tests/kernels/gpu tests/shared/engine/gpu tests/shared/engine/foreign
+	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q $(INTERPRETED)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .
