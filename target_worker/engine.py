@@ -254,8 +254,8 @@ class Engine:
         for result, offer in zip(self._rounds.finish(flight.begun), flight.offers, strict=True):
             session = result.row.session
             found = self._sessions.get(session.session_id)
-            if found is None:
-                continue  # it ended meanwhile, or another choice of its job has just failed
+            if found is None or found[2] is not session:
+                continue  # it has ended, failed with another choice, or begun anew meanwhile
             if result.error is not None:
                 self._fail_session(session, result.error)
             elif not result.row.is_sampled:

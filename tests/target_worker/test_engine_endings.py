@@ -9,6 +9,7 @@ from shared.engine.spans import Span
 from shared.protocol.records import Done, Failed
 from shared.protocol.sampling import SamplingParams
 from target_worker.engine import IDLE
+from target_worker.outcome import Outcome
 from target_worker.rounds import EngineBroken
 from tests.fakes import FakeRunner
 from tests.target_worker.engines import Drafter, make_job, make_rig, mixed_guess, reference
@@ -168,3 +169,17 @@ def test_a_session_larger_than_the_cache_fails_with_a_clear_error() -> None:
         assert isinstance(last, Failed)
         assert last.code == "out_of_blocks"
     assert isinstance(rig.records("small")[-1], Done)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_a_claim_that_comes_again_during_a_round_starts_from_its_own_log(num_steps: int) -> None:
+    """Tokens of a round that the older claim began are nobody's: the newer one computes them."""
+    rig = make_rig(overlap_from=1)
+    rig.engine.submit(make_job(epoch=1))
+    for _ in range(num_steps):
+        rig.step()
+    rig.said = Outcome()
+    job = make_job(epoch=2)
+    rig.engine.submit(job)
+    rig.run()
+    assert rig.tokens() == reference(rig, job)
