@@ -14,7 +14,7 @@ from shared.engine.foreign.decoder import fused_rows, unpacked_heads
 from shared.engine.foreign.gpu import HEAD_DIMS, foreign_gpu_runner
 from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 from shared.engine.foreign.loading import foreign_config, read_model
-from shared.engine.gpu.loading import BLOCK_SIZES, DTYPES
+from shared.engine.gpu.loading import BLOCK_SIZES, DTYPES, num_blocks_of
 from shared.engine.gpu.memory import GIB, MemoryPlan
 from shared.engine.gpu.runner import GpuLimits, GpuRunner, Progress
 from shared.engine.gpu.sampling import GpuSampler
@@ -66,7 +66,7 @@ def load_foreign_on_gpu(
     model = _model_on_gpu(directory, settings, progress)
     config = foreign_config(model, directory, HEAD_DIMS)
     plan = _measured_plan(model, config, settings)
-    num_blocks = _num_blocks(plan, settings)
+    num_blocks = num_blocks_of(plan, settings)
     limits = GpuLimits(
         num_blocks=num_blocks,
         block_size=settings.block_size,
@@ -123,18 +123,6 @@ def _weight_bytes(model: Any) -> int:  # noqa: ANN401  # transformers' own
 
 def _total_bytes() -> int:
     return torch.cuda.get_device_properties(torch.device("cuda")).total_memory
-
-
-def _num_blocks(plan: MeasuredPlan, settings: ModelSettings) -> int:
-    asked = settings.cache_tokens // settings.block_size
-    if asked > plan.num_blocks:
-        raise ConfigError(
-            f"--kv-cache-tokens is {settings.cache_tokens}: must be at most {plan.num_tokens}, or "
-            f"0 for as many as fit\n{plan.render()}"
-        )
-    if not asked:
-        plan.check()
-    return asked or plan.num_blocks
 
 
 @torch.inference_mode()

@@ -76,7 +76,7 @@ def load_on_gpu(
     config = ModelConfig.from_directory(directory)
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     plan = memory_plan(config, settings, total_bytes)
-    num_blocks = _num_blocks(plan, settings)
+    num_blocks = num_blocks_of(plan, settings)
     limits = GpuLimits(
         num_blocks=num_blocks,
         block_size=settings.block_size,
@@ -97,7 +97,12 @@ def load_on_gpu(
     return runner, sampler, num_blocks
 
 
-def _num_blocks(plan: MemoryPlan, settings: ModelSettings) -> int:
+def num_blocks_of(plan: MemoryPlan, settings: ModelSettings) -> int:
+    """Blocks of the cache: as many as were asked for, or as fit.
+
+    Raises:
+        ConfigError: more were asked for than fit, or not one sequence does; with the plan.
+    """
     asked = settings.cache_tokens // settings.block_size
     if asked > plan.num_blocks:
         raise ConfigError(
