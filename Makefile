@@ -10,7 +10,9 @@ SHELL := /bin/bash
 VENV_PYTHON := .venv/bin/python
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 TESTS ?= tests
+# GPU code on the CPU, in Triton's interpreter, and beside transformers: minutes, two at a time.
 INTERPRETED := tests/kernels/gpu tests/shared/engine/gpu tests/shared/engine/foreign
+APART := $(addprefix --ignore=,$(INTERPRETED))
 
 # More runnable threads than cores cost a small model 4 to 10 times its speed (docs/decisions.md).
 export OMP_NUM_THREADS := 1
@@ -43,14 +45,14 @@ demo: setup
 test: lint types test-interpreted test-all
 
 test-all: setup
-	$(VENV_PYTHON) -m pytest -q -m "not gpu and not interpreted" $(TESTS)
+	$(VENV_PYTHON) -m pytest -q $(APART) -m "not gpu" $(TESTS)
 
 test-interpreted: setup
-	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "interpreted and not gpu" $(INTERPRETED)
+	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not gpu" $(INTERPRETED)
 
 test-unit: setup
-	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile \
-	  -m "not server and not e2e and not slow and not gpu and not interpreted" $(TESTS)
+	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(APART) \
+	  -m "not server and not e2e and not slow and not gpu" $(TESTS)
 
 # With the interpreter that has torch for this GPU; no virtual environment is made.
 test-gpu:

@@ -25,11 +25,11 @@ class Config(ModelOptions, frozen=True, kw_only=True):
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="sessions at once")] = 32
     max_batched_tokens: Annotated[
         int,
-        Meta(ge=0, le=1 << 20, description="computed in one round; 0: 256 on a CPU, 2048 on a GPU"),
+        Meta(ge=0, le=1 << 20, description="tokens of a round; 0: 256, on a GPU 2048"),
     ] = 0
     kv_cache_tokens: Annotated[
         int,
-        Meta(ge=0, le=1 << 30, description="0: 16384 on a CPU, what fits on a GPU"),
+        Meta(ge=0, le=1 << 30, description="tokens cached; 0: 16384, on a GPU what fits"),
     ] = 0
     block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in a cache block")] = 16
     speculation: Annotated[
@@ -38,9 +38,7 @@ class Config(ModelOptions, frozen=True, kw_only=True):
     num_speculative_tokens: Annotated[
         int, Meta(ge=0, le=MAX_SPECULATIVE_TOKENS, description="most guesses verified in a round")
     ] = 8
-    dtype: Annotated[Dtype, Meta(description="auto: float32 on a CPU, bfloat16 on a GPU")] = (
-        Dtype.AUTO
-    )
+    dtype: Annotated[Dtype, Meta(description="on a GPU; auto: bfloat16")] = Dtype.AUTO
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that may be used")
     ] = 0.9

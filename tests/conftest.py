@@ -27,19 +27,6 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ConnectBus = Callable[..., Awaitable[Bus]]
 
-# In Triton's interpreter, or beside transformers' own models: minutes, on two cores.
-INTERPRETED_FOLDERS = [
-    Path(__file__).parent / folder
-    for folder in ("kernels/gpu", "shared/engine/gpu", "shared/engine/foreign")
-]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whole folders, for runs of their own."""
-    for item in items:
-        if any(folder in item.path.parents for folder in INTERPRETED_FOLDERS):
-            item.add_marker(pytest.mark.interpreted)
-
 
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
+pytestmark = pytest.mark.slow
+
 MODELS = Path(__file__).parents[2] / "models"
 FOLDERS = (MODELS / "storyteller", MODELS / "storyteller-draft")
 MAX_SIZE_BYTES = 26_000_000  # both, so that the repository stays quick to clone

@@ -9,6 +9,8 @@ from scipy import stats
 from shared.protocol.sampling import SamplingParams
 from tests.target_worker.engines import Drafter, Guess, Rig, make_job, make_rig
 
+pytestmark = pytest.mark.slow
+
 NUM_JOBS = 3_000
 PROMPT = (1, 2, 3, 4, 5)
 

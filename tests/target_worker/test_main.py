@@ -58,6 +58,7 @@ async def test_a_process_serves_and_drains(
     await until(gone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
