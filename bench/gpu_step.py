@@ -21,7 +21,8 @@ from kernels.gpu.verify_attention import verify_attention
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
-from shared.engine.gpu.runner import GpuLimits, GpuRunner
+from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights
 from shared.engine.rope import RopeConfig
@@ -166,7 +167,7 @@ class Bench:
         runner, layout = self.runner, self.config.layout
         with torch.inference_mode():
             shape = runner._buffers.stage(spans)  # noqa: SLF001 - the bench looks inside
-            work = runner._works[runner._tile(shape.max_span)]  # noqa: SLF001
+            work = runner._works[runner._tile(spans)]  # noqa: SLF001
             self.decoder.forward(runner._buffers, work, num_rows=shape.num_rows)  # noqa: SLF001
             qkv = torch.randn(
                 shape.num_rows, layout.num_all * layout.head_dim, device="cuda"

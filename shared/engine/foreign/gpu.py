@@ -17,8 +17,9 @@ from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 from shared.engine.foreign.probe import probe
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
+from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.round_buffers import RoundBuffers
-from shared.engine.gpu.runner import GpuLimits, GpuRunner, Progress
+from shared.engine.gpu.runner import GpuRunner, Progress
 
 HEAD_DIMS = (32, 64, 96, 128, 256)  # what the attention kernel reads; others are padded
 MAX_GROUP_SIZE = 16  # query heads a key head, of the smallest tile

@@ -16,7 +16,7 @@ from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 from shared.engine.foreign.loading import foreign_config, read_model
 from shared.engine.gpu.loading import BLOCK_SIZES, DTYPES, num_blocks_of
 from shared.engine.gpu.memory import GIB, MemoryPlan
-from shared.engine.gpu.runner import GpuLimits, GpuRunner, Progress
+from shared.engine.gpu.runner import GpuRunner, Progress
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.settings import ModelSettings
 
@@ -67,14 +67,7 @@ def load_foreign_on_gpu(
     config = foreign_config(model, directory, HEAD_DIMS)
     plan = _measured_plan(model, config, settings)
     num_blocks = num_blocks_of(plan, settings)
-    limits = GpuLimits(
-        num_blocks=num_blocks,
-        block_size=settings.block_size,
-        max_rows=settings.max_rows,
-        max_sequences=settings.max_sequences,
-        max_model_len=plan.max_model_len,
-    )
-    runner = foreign_gpu_runner(config, model, limits, progress)
+    runner = foreign_gpu_runner(config, model, plan.limits(num_blocks), progress)
     sampler = GpuSampler(
         max_rows=max(settings.max_rows, settings.max_sequences),
         vocab_size=config.vocab_size,

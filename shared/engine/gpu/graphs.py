@@ -11,32 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Dense where a row more costs something, sparse where the pass is bound by its weights anyway.
-SIZES = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    24,
-    32,
-    40,
-    48,
-    64,
-    80,
-    96,
-    112,
-    128,
-    160,
-    192,
-    224,
-    256,
-    320,
-    384,
-    448,
-    512,
-)
-
 Launch = Callable[[int, int, Tensor], None]  # number of rows, tile, where logits go
 
 

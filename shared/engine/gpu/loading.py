@@ -9,7 +9,7 @@ from shared.common.errors import ConfigError
 from shared.config.model import Dtype
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.memory import MemoryPlan
-from shared.engine.gpu.runner import GpuLimits, GpuRunner
+from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.settings import ModelSettings
 
@@ -46,6 +46,7 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
         max_model_len=min(settings.max_model_len or config.max_model_len, config.max_model_len),
         block_size=settings.block_size,
         utilization=settings.memory_share,
+        fixed_rows=INVARIANT_ROWS if settings.is_batch_invariant else None,
     )
 
 
@@ -77,16 +78,12 @@ def load_on_gpu(
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     plan = memory_plan(config, settings, total_bytes)
     num_blocks = num_blocks_of(plan, settings)
-    limits = GpuLimits(
-        num_blocks=num_blocks,
-        block_size=settings.block_size,
-        max_rows=settings.max_rows,
-        max_sequences=settings.max_sequences,
-        max_model_len=plan.max_model_len,
-        fixed_rows=INVARIANT_ROWS if settings.is_batch_invariant else None,
-    )
     runner = GpuRunner.load(
-        directory, limits, device=device, dtype=DTYPES[settings.dtype], progress=progress
+        directory,
+        plan.limits(num_blocks),
+        device=device,
+        dtype=DTYPES[settings.dtype],
+        progress=progress,
     )
     # Every sequence of a round is sampled at one row at least, prefill included.
     sampler = GpuSampler(

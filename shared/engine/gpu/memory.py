@@ -4,13 +4,16 @@ Nothing is allocated and no device is asked, so that a plan can be made for a ca
 """
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
 
+from kernels.gpu.attention_work import ITEM_WORDS
 from shared.common.errors import ConfigError
 from shared.engine.checkpoint import expected_shapes
 from shared.engine.config import ModelConfig
+from shared.engine.gpu.limits import GRAPH_ROWS, TILES, GpuLimits
 
 GIB, KIB = 2**30, 2**10
 # Context of the driver, code of kernels and libraries, workspaces of matrix products. An estimate.
@@ -18,11 +21,7 @@ LIBRARY_BYTES = 768 * 2**20
 # A graph keeps parameters of its launches on both sides. An estimate, of which there are
 # LAUNCHES_PER_LAYER a layer and a few around them.
 LAUNCH_BYTES, LAUNCHES_PER_LAYER, LAUNCHES_AROUND = 4 * 2**10, 9, 8
-# Attention in pieces: one chunk of the context against one tile of query rows of a key head. They
-# are those of kernels/gpu/attention_work.py and of the runner; decode rounds have the small tiles.
-CHUNK_LEN = 256  # tokens
-DECODE_TILES, PREFILL_TILE = (16, 32), 128
-FLOAT32_BYTES = 4
+FLOAT32_BYTES = INT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +37,20 @@ class MemoryPlan:
     max_model_len: int  # tokens of one sequence
     block_size: int  # tokens
     utilization: float = 0.9  # share of the device that may be used
-    max_graph_rows: int = 512  # 0: no graphs
-    num_graphs: int = 44  # 22 sizes, two tiles of attention
+    max_graph_rows: int = GRAPH_ROWS[-1]  # 0: no graphs
+    fixed_rows: int | None = None  # of every pass, where they are batch-invariant
+
+    def limits(self, num_blocks: int) -> GpuLimits:
+        """Of rounds over a cache of so many blocks."""
+        return GpuLimits(
+            num_blocks=num_blocks,
+            block_size=self.block_size,
+            max_rows=self.max_rows,
+            max_sequences=self.max_sequences,
+            max_model_len=self.max_model_len,
+            max_graph_rows=self.max_graph_rows,
+            fixed_rows=self.fixed_rows,
+        )
 
     @property
     def usable_bytes(self) -> int:
@@ -69,8 +80,9 @@ class MemoryPlan:
         """
         config, itemsize = self.config, self.dtype.itemsize
         numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
-        rows = self.max_rows * (numbers + 5 * config.intermediate_size) * itemsize
-        num_logit_rows = max(min(self.max_graph_rows, self.max_rows), self.max_sequences)
+        limits = self.limits(0)
+        rows = limits.max_pass_rows * (numbers + 5 * config.intermediate_size) * itemsize
+        num_logit_rows = max(*limits.graph_rows, self.max_sequences)
         logits = num_logit_rows * itemsize + self.max_sequences * FLOAT32_BYTES
         tables = self.max_sequences * -(-self.max_model_len // self.block_size) * FLOAT32_BYTES
         rotations = config.max_model_len * config.head_dim * FLOAT32_BYTES
@@ -79,47 +91,37 @@ class MemoryPlan:
     @property
     def graph_bytes(self) -> int:
         """One pool, as large as the largest graph's activations, and the launches of all graphs."""
-        if not self.max_graph_rows:
-            return 0
-        config = self.config
+        config, limits = self.config, self.limits(0)
+        num_graphs = len(limits.graph_rows) * len(limits.graph_tiles)
         numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
         row = (numbers + 5 * config.intermediate_size) * self.dtype.itemsize
         num_launches = LAUNCHES_PER_LAYER * config.num_layers + LAUNCHES_AROUND
-        rows = min(self.max_graph_rows, self.max_rows) * row
-        return rows + self.num_graphs * num_launches * LAUNCH_BYTES
+        return max(limits.graph_rows, default=0) * row + num_graphs * num_launches * LAUNCH_BYTES
 
-    @property
-    def prefill_partial_bytes(self) -> int:
-        """Partial results of the longest prefill: every tile of its rows against every chunk."""
-        tile_rows = max(1, PREFILL_TILE // self.config.layout.group_size)
-        num_tiles = -(-min(self.max_rows, self.max_model_len) // tile_rows)
-        return num_tiles * self._chunks * self._partial_bytes(PREFILL_TILE)
-
-    @property
-    def decode_partial_bytes(self) -> int:
-        """Partial results of decode and verify rounds.
-
-        Every sequence at full length, or else, where that is less, two tiles of every chunk of the
-        cache and one of every sequence.
-        """
-        num_items = min(
-            self.max_sequences * self._chunks,
-            2 * -(-self.num_tokens // CHUNK_LEN) + self.max_sequences,
+    def partial_bytes(self, num_blocks: int) -> int:
+        """What attention leaves to be merged, and its lists, over a cache of so many blocks."""
+        config, group_size = self.config, self.config.layout.group_size
+        limits = self.limits(num_blocks)
+        words = ITEM_WORDS.value + 2 * config.num_kv_heads  # counters, of chunks and of segments
+        return sum(
+            limits.room_for_items(tile, group_size)
+            * (
+                config.num_kv_heads * tile * (config.head_dim + 2) * FLOAT32_BYTES
+                + words * INT32_BYTES
+            )
+            for tile in TILES
         )
-        return num_items * self._decode_item_bytes
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the cache that fit."""
-        free = self.usable_bytes - self._fixed_bytes
+        """Blocks of the cache that fit, with what attention over them leaves to be merged."""
         per_block = self.cache_bytes_per_token * self.block_size
-        item = self._decode_item_bytes
-        # Both ways to bound partial results need no more than they are counted here.
-        by_sequences = (free - self.max_sequences * self._chunks * item) // per_block
-        partials_per_block = 2 * item * self.block_size / CHUNK_LEN
-        rest = free - (self.max_sequences + 2) * item
-        by_tokens = math.floor(rest / (per_block + partials_per_block))
-        return max(0, by_sequences, by_tokens)
+        free = self.usable_bytes - self._fixed_bytes
+        candidates = range(1, max(1, free // per_block + 1))
+        # What is needed grows with the blocks: the last of them that fits, by bisection.
+        return bisect_right(
+            candidates, free, key=lambda num: num * per_block + self.partial_bytes(num)
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -158,7 +160,7 @@ class MemoryPlan:
             (f"usable ({100 * self.utilization:g} %)", _gib(self.usable_bytes)),
             ("weights", _gib(self.weight_bytes)),
             ("activations", _gib(self.activation_bytes)),
-            ("partial attention", _gib(self.prefill_partial_bytes + self.decode_partial_bytes)),
+            ("partial attention", _gib(self.partial_bytes(self.num_blocks))),
             ("graphs", _gib(self.graph_bytes)),
             ("driver and libraries", _gib(LIBRARY_BYTES)),
             ("cache", _gib(self.cache_bytes)),
@@ -182,9 +184,9 @@ class MemoryPlan:
         """
         if self.num_sequences:
             return
-        needed = self._fixed_bytes + self._decode_item_bytes * self._chunks
-        blocks = -(-self.max_model_len // self.block_size)
-        needed += blocks * self.block_size * self.cache_bytes_per_token
+        num_blocks = -(-self.max_model_len // self.block_size)
+        needed = self._fixed_bytes + self.partial_bytes(num_blocks)
+        needed += num_blocks * self.block_size * self.cache_bytes_per_token
         raise ConfigError(
             f"one sequence of {self.max_model_len} tokens does not fit: about {_gib(needed)} are "
             f"needed, {_gib(self.usable_bytes)} may be used; allowed: a shorter max_model_len, "
@@ -194,23 +196,7 @@ class MemoryPlan:
     @property
     def _fixed_bytes(self) -> int:
         """Everything whose size does not depend on the cache's."""
-        parts = (self.weight_bytes, self.activation_bytes, self.graph_bytes)
-        return sum(parts) + self.prefill_partial_bytes + LIBRARY_BYTES
-
-    @property
-    def _chunks(self) -> int:
-        """Of the longest context."""
-        return -(-self.max_model_len // CHUNK_LEN)
-
-    @property
-    def _decode_item_bytes(self) -> int:
-        """One tile against one chunk, set aside for each of the small tiles."""
-        return sum(map(self._partial_bytes, DECODE_TILES))
-
-    def _partial_bytes(self, tile: int) -> int:
-        """Output, maximum and sum of every row of a tile, in float32, for all key heads."""
-        config = self.config
-        return config.num_kv_heads * tile * (config.head_dim + 2) * FLOAT32_BYTES
+        return self.weight_bytes + self.activation_bytes + self.graph_bytes + LIBRARY_BYTES
 
 
 def _num_weights(config: ModelConfig) -> int:

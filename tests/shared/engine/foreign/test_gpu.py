@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from shared.common.errors import ConfigError
 from shared.engine.foreign.gpu import HEAD_DIMS, foreign_gpu_runner
 from shared.engine.foreign.loading import foreign_config, read_model
-from shared.engine.gpu.runner import GpuLimits, GpuRunner
+from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.runner import GpuRunner
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
 from tests.shared.engine.foreign.architectures import foreign

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from shared.engine.blocks import BlockPool, BlockTable
-from shared.engine.gpu.runner import GpuLimits, GpuRunner
+from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.sampling import VerifyRequest
 from shared.engine.spans import Span

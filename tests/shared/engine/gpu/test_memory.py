@@ -10,7 +10,8 @@ import torch
 from kernels.gpu import attention_work
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
-from shared.engine.gpu.memory import CHUNK_LEN, LIBRARY_BYTES, MemoryPlan
+from shared.engine.gpu.limits import TILES
+from shared.engine.gpu.memory import LIBRARY_BYTES, MemoryPlan
 from shared.engine.gpu.weights import GpuWeights, allocate_gpu_weights
 from tests.checkpoints import CONFIGS, save_checkpoint
 from tests.shared.engine.configs import make_config
@@ -109,8 +110,7 @@ def test_all_parts_together_fill_what_may_be_used(
         plan.weight_bytes
         + plan.activation_bytes
         + plan.graph_bytes
-        + plan.prefill_partial_bytes
-        + plan.decode_partial_bytes
+        + plan.partial_bytes(plan.num_blocks)
         + plan.cache_bytes
         + LIBRARY_BYTES
     )
@@ -122,9 +122,33 @@ def test_all_parts_together_fill_what_may_be_used(
     assert plan.num_sequences == plan.num_blocks // -(-max_model_len // 64)
 
 
-def test_attention_is_cut_as_its_kernels_cut_it() -> None:
-    """The plan must not import them: it is made where no Triton is."""
-    assert CHUNK_LEN == attention_work.CHUNK_LEN
+@pytest.mark.parametrize("fixed_rows", [None, 24])
+@pytest.mark.parametrize("num_blocks", [4, 300])
+def test_what_attention_sets_aside_is_counted_to_the_byte(
+    num_blocks: int, fixed_rows: int | None
+) -> None:
+    """The runner allocates what the plan says, over any cache."""
+    config = dataclasses.replace(make_config(), head_dim=32, max_model_len=2_048)
+    plan = dataclasses.replace(
+        make_plan(config, max_sequences=5, max_model_len=2_048), fixed_rows=fixed_rows
+    )
+    limits = plan.limits(num_blocks)
+    works = [
+        attention_work.AttentionWork.allocate(
+            limits.room_for_items(tile, config.layout.group_size),
+            limits.max_pass_rows,
+            config.layout,
+            tile,
+            "cpu",
+        )
+        for tile in TILES
+    ]
+    tensors = [
+        tensor
+        for work in works
+        for tensor in (work.items, work.counters, work.outputs, work.maxima, work.sums)
+    ]
+    assert sum(tensor.nbytes for tensor in tensors) == plan.partial_bytes(num_blocks)
 
 
 def test_the_plan_is_a_table_in_words() -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from shared.engine.gpu.runner import GpuLimits, GpuRunner
+from kernels.gpu.attention_work import max_items
+from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.runner import GpuRunner
 from shared.engine.spans import Span
 from tests.checkpoints import CONFIGS, MAX_LEN, expected_logits, random_tokens, save_checkpoint
 
@@ -136,3 +138,35 @@ def test_with_fixed_rows_every_pass_has_so_many(num_rows: int, tmp_path: Path, d
     crowded.run([Span(other, 0, second, 1), Span(tokens[:-num_rows], 0, third, 0)])
     spans = [Span(other[:3], 0, first, 3), Span(tokens[-num_rows:], 40 - num_rows, third, num_rows)]
     assert torch.equal(crowded.run(spans)[3:], expected)
+
+
+@pytest.mark.parametrize("fixed_rows", [None, 24])
+def test_a_round_too_large_for_a_pass_is_run_in_several(
+    fixed_rows: int | None, tmp_path: Path, device: str
+) -> None:
+    """More rows than buffers, and more attention than lists have room for: no row is left out."""
+    model = save_checkpoint(tmp_path, on_gpus("llama"))
+    limits = GpuLimits(
+        24, BLOCK_SIZE, max_rows=24, max_sequences=4, max_model_len=MAX_LEN, fixed_rows=fixed_rows
+    )
+    runner = load(tmp_path, device, limits)
+    group_size = runner.config.layout.group_size
+    (table,) = tables(1)
+    tokens = random_tokens(MAX_LEN)
+    num_shared = MAX_LEN - 40
+    spans = [
+        Span(tokens[num_shared : num_shared + num_rows], num_shared, table, num_rows)
+        for num_rows in (40, 24, 24, 1)
+    ]
+    for start in range(0, num_shared, 24):
+        end = min(start + 24, num_shared)
+        runner.run([Span(tokens[start:end], start, table, 0)])
+    logits = runner.run(spans)
+    assert sum(len(span.token_ids) for span in spans) > limits.max_pass_rows
+    lens = [(len(span.token_ids), num_shared + len(span.token_ids)) for span in spans]
+    tile = limits.tile_of(24, group_size)
+    assert max_items(lens, group_size=group_size, block_m=tile) > limits.room_for_items(
+        tile, group_size
+    )
+    expected = expected_logits(model, tokens)[num_shared:]
+    close(logits, torch.cat([expected[: len(span.token_ids)] for span in spans]))
