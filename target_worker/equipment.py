@@ -89,6 +89,7 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
         pool,
         clock,
         max_num_seqs=config.max_num_seqs,
+        max_batched_tokens=config.round_tokens,
         max_model_len=served.max_model_len,
     )
     speculation = Speculation(

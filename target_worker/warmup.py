@@ -29,6 +29,7 @@ def profile(
     clock: Clock,
     *,
     max_num_seqs: int,
+    max_batched_tokens: int,
     max_model_len: int,
 ) -> list[Measured]:
     """Time rounds of several shapes: at least the smallest, at most what the limits allow.
@@ -36,14 +37,22 @@ def profile(
     With the sampler: a GPU's pass is over when its tokens are known, not when it is launched.
     """
     limit = min(max_model_len, pool.num_free * pool.block_size)
-    shapes = [shape for shape in _SHAPES if shape[0] <= max_num_seqs and shape[1] <= limit]
+    shapes = [
+        (num_sequences, rows)
+        for num_sequences, rows in _SHAPES
+        if num_sequences <= max_num_seqs
+        and num_sequences * rows <= max_batched_tokens
+        and rows <= limit
+    ]
     most = max(rows for _, rows in shapes)
     context = min(_CONTEXT, limit - most)
     table = pool.open([0])
     try:
         table.extend(context + most)
         blocks = list(table.block_ids)
-        runner.run([Span([0] * (context + 1), 0, blocks, 1)])
+        for start in range(0, context + 1, max_batched_tokens):
+            end = min(context + 1, start + max_batched_tokens)
+            runner.run([Span([0] * (end - start), start, blocks, 1)])
         return [
             _measure(
                 runner, sampler, clock, [Span([0] * rows, context, blocks, rows)] * num_sequences

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.engine.samplers import HostSampler
+from shared.engine.sampling import VerifyRequest
 from shared.engine.spans import Span
 
 
@@ -72,3 +74,28 @@ class FakeRunner:
         state = hash(tuple(prefix)) & 0xFFFF_FFFF  # integers hash alike in every process
         generator = torch.Generator().manual_seed(state)
         return torch.randn(self.vocab_size, generator=generator) * self.sharpness
+
+
+class BoundedRunner(FakeRunner):
+    """Refuses a pass of more rows than were set aside for one, as a GPU's buffers do."""
+
+    def __init__(self, max_rows: int, *, vocab_size: int, num_blocks: int, block_size: int) -> None:
+        super().__init__(vocab_size=vocab_size, num_blocks=num_blocks, block_size=block_size)
+        self.max_rows = max_rows
+
+    def run(self, spans: Sequence[Span]) -> Tensor:
+        """See shared.engine.spans.Runner."""
+        assert sum(len(span.token_ids) for span in spans) <= self.max_rows
+        return super().run(spans)
+
+
+class BoundedSampler(HostSampler):
+    """Refuses more rows than were set aside, as a GPU's sampler does."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+
+    def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
+        """See Sampler."""
+        assert len(logits) <= self.max_rows
+        return super().verify(logits, requests)
