@@ -53,10 +53,14 @@ def make_verdict(base_len: int, *token_ids: int, session_id: str = "job/0") -> V
 
 
 def make_drafter(
-    *, num_blocks: int = 64, block_size: int = 4, limits: DraftLimits | None = None
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    limits: DraftLimits | None = None,
+    model: type[FakeRunner] = FakeRunner,
 ) -> ModelDrafter:
     """A model drafter on a fake model, with nothing left to odds unless told otherwise."""
-    runner = FakeRunner(vocab_size=V, num_blocks=num_blocks, block_size=block_size)
+    runner = model(vocab_size=V, num_blocks=num_blocks, block_size=block_size)
     return ModelDrafter(
         runner,
         HostSampler(),

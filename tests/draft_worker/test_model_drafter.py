@@ -1,10 +1,12 @@
 """draft_worker/model_drafter.py: batched, coupled guesses that run ahead of the verdicts."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import msgspec
 import pytest
+from torch import Tensor
 
 from draft_worker.drafter import Proposal
 from draft_worker.model_drafter import ModelDrafter
@@ -251,3 +253,33 @@ def test_hopeless_guesses_are_not_made() -> None:
     drafter.open(make_request())
     run(drafter)
     assert drafter.sessions["job/0"].num_ahead == 1
+
+
+class BrokenForSome(FakeRunner):
+    """A model that has no numbers for what begins with token 9, from the sixth token on."""
+
+    def logits(self, prefix: Sequence[int]) -> Tensor:
+        row = super().logits(prefix)
+        is_broken = prefix[0] == 9 and len(prefix) >= 6
+        return row * math.nan if is_broken else row
+
+
+@SAMPLINGS
+def test_a_session_without_usable_logits_is_closed_and_the_others_go_on(
+    sampling: SamplingParams,
+) -> None:
+    """One DraftClosed, nothing said of it after that, its blocks free, and it may come back."""
+    drafter = make_drafter(model=BrokenForSome)
+    good = make_request("a/0", sampling=sampling)
+    bad = make_request("b/0", token_ids=(9, 2, 3), sampling=sampling)
+    drafter.open(bad)
+    drafter.open(good)
+    proposals = run(drafter)
+    of_bad = [one for one in proposals if one.session_id == "b/0"]
+    assert of_bad[-1] == DraftClosed("b/0")
+    assert all(isinstance(one, DraftPath) for one in of_bad[:-1])
+    assert path(3, target_tokens(good, 10), "a/0") in proposals
+    assert set(drafter.sessions) == {"a/0"}
+    drafter.close("a/0")
+    assert drafter.usage == 0.0
+    assert drafter.open(bad)
