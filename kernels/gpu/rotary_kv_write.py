@@ -3,12 +3,13 @@
 A pair (a, b) of a head at position p becomes (a cos - b sin, a sin + b cos), with the angle p f of
 the pair's frequency f. Where the model has it (Qwen3), every query and key head is normalised
 first: x / sqrt(mean(x^2) + eps) * w, rounded as in kernels/gpu/rms_norm.py. The rotation is float32
-and rounded once, to the dtype of the row or of the cache.
+and rounded once, to the dtype of the row or of the cache. A cache may be of 8 bits (e4m3: 4 of
+exponent, 3 of fraction, up to 448): what is beyond its range becomes the end of it.
 
 A program turns a few heads of one row, and how many depends on the head size alone: a row has the
 same bits in any batch.
 
-Source: Su et al. 2021, arXiv:2104.09864.
+Source: Su et al. 2021, arXiv:2104.09864; e4m3: Micikevicius et al. 2022, arXiv:2209.05433.
 """
 
 import torch
@@ -24,6 +25,10 @@ from kernels.head_layout import HeadLayout
 TILE_SIZE = 1024
 NUM_WARPS = 4
 ALIGNMENT_BYTES = 16
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+# The bits of 448.0 and of 2 ** -6, the first number below which there are no exponents any more.
+FP8_MAX_BITS, FP8_NORMAL_BITS = tl.constexpr(0x43E00000), tl.constexpr(0x3C800000)
 
 
 def rotary_kv_write_reference(  # noqa: PLR0917  # as the launcher
@@ -49,14 +54,47 @@ def rotary_kv_write_reference(  # noqa: PLR0917  # as the launcher
     heads[rows, : layout.num_heads] = _turned(q, turns).to(qkv.dtype)
     block_size = keys.shape[2]
     blocks, offsets = slots[rows].long() // block_size, slots[rows].long() % block_size
-    keys[blocks, :, offsets] = _turned(k, turns).to(keys.dtype)
-    values[blocks, :, offsets] = heads[rows, layout.num_rotated :].to(values.dtype)
+    keys[blocks, :, offsets] = cached(_turned(k, turns), keys.dtype)
+    values[blocks, :, offsets] = cached(heads[rows, layout.num_rotated :], values.dtype)
 
 
 def _turned(heads: Tensor, turns: Tensor) -> Tensor:
     """[T, heads, D] times [T, 1, D / 2] complex64, neighbours taken as one number."""
     pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2)
+
+
+def cached(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers as a cache of this dtype keeps them: to nearest, ties to even; 8 bits saturate."""
+    return (x.float().clamp(-FP8_MAX, FP8_MAX) if dtype == FP8 else x).to(dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fp8(x: tl.tensor) -> tl.tensor:
+    """Float32 to e4m3: to nearest, ties to even, saturating; NaN stays NaN.
+
+    In integers, because the interpreter's own conversion loses ties and small numbers.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = tl.minimum(bits & 0x7FFFFFFF, FP8_MAX_BITS)
+    # 20 of 23 bits of fraction go, and the exponent's bias is 7 instead of 127.
+    code = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
+    # There steps are 2 ** -9, as those of float32 from 2 ** 14 on.
+    steps = (magnitude.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True)
+    steps -= 0x46800000
+    code = tl.where(magnitude < FP8_NORMAL_BITS, steps, code)
+    code = tl.where(x != x, 0x7F, code) | tl.where(bits < 0, 0x80, 0)  # noqa: PLR0124  # NaN
+    return code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _cached(x: tl.tensor, cache_ptr: tl.tensor) -> tl.tensor:
+    """Numbers as that cache keeps them."""
+    if cache_ptr.dtype.element_ty == tl.float8e4nv:
+        kept = _fp8(x.to(tl.float32))
+    else:
+        kept = x.to(cache_ptr.dtype.element_ty)
+    return kept
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -115,8 +153,8 @@ def _rotary_kv_write_kernel(  # noqa: PLR0917  # kernels take theirs by position
     cell = cell * head_dim + column
     is_key = is_rotated & (head >= num_heads) & (slot >= 0)
     is_value = is_inside & (head >= num_rotated) & (slot >= 0)
-    tl.store(keys_ptr + cell, turned.to(keys_ptr.dtype.element_ty), mask=is_key)
-    tl.store(values_ptr + cell, plain.to(values_ptr.dtype.element_ty), mask=is_value)
+    tl.store(keys_ptr + cell, _cached(turned, keys_ptr), mask=is_key)
+    tl.store(values_ptr + cell, _cached(plain, values_ptr), mask=is_value)
 
 
 def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the cache
@@ -140,7 +178,7 @@ def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the 
         positions: int32, at least T long; those of padding rows may be anything.
         slots: int32, at least T long: block_id x block_size + offset; negative for a padding row,
             which writes nothing to the cache, and whose queries are anything finite.
-        keys: [num_blocks, num_kv_heads, block_size, D], contiguous, of any floating dtype.
+        keys: [num_blocks, num_kv_heads, block_size, D], contiguous: float32, float16, bf16 or e4m3.
         values: the same.
         layout: of the rows; D even, at most 256.
         qk_norm: [2, D] of the dtype of `qkv`, for queries and for keys, in the order of

@@ -14,7 +14,9 @@ def random_cache(*shape: int, dtype: torch.dtype, device: str) -> tuple[Tensor, 
     return keys, values
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+)
 @pytest.mark.parametrize("shape", [(1, 16, 1), (2, 16, 63), (2, 32, 128), (1, 16, 1009)])
 @pytest.mark.parametrize("num_pairs", [1, 5])
 def test_blocks_are_copied_and_all_others_stay(
@@ -30,8 +32,8 @@ def test_blocks_are_copied_and_all_others_stay(
 
     copy_blocks(keys, values, pairs.to(device))
 
-    assert torch.equal(keys, expected_keys)
-    assert torch.equal(values, expected_values)
+    assert torch.equal(keys.view(torch.uint8), expected_keys.view(torch.uint8))
+    assert torch.equal(values.view(torch.uint8), expected_values.view(torch.uint8))
     assert not keys.isnan().any()
     assert not values.isnan().any()
 
@@ -75,14 +77,15 @@ def test_blocks_beyond_2_to_the_31_elements_are_reached() -> None:
     assert bool(keys[num_blocks - 2].eq(0.0).all())
 
 
-def test_the_production_configuration_fits_a_gpu() -> None:
+@pytest.mark.parametrize("cache", ["*bf16", "*fp8e4nv"])
+def test_the_production_configuration_fits_a_gpu(cache: str) -> None:
     """Without a spill."""
     resources = compile_for_sm90(
         "kernels.gpu.copy_blocks",
         "_copy_blocks_kernel",
         {
-            "keys_ptr": "*bf16",
-            "values_ptr": "*bf16",
+            "keys_ptr": cache,
+            "values_ptr": cache,
             "pairs_ptr": "*i64",
             "block_numel": "constexpr",
             "tile_size": "constexpr",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.rotary_kv_write import (
+    FP8,
     NUM_WARPS,
     TILE_SIZE,
     rotary_kv_write,
@@ -192,6 +193,54 @@ def test_the_cache_may_be_of_another_dtype(device: str) -> None:
     assert_same(actual, expected, torch.float16)
 
 
+def test_a_cache_of_eight_bits_is_rounded_to_nearest(device: str) -> None:
+    """Every number of 16 bits as the reference keeps it, bit for bit; NaN stays NaN."""
+    one = make_round(16, HeadLayout(1, 16, 256), device, dtype=torch.float16, cache_dtype=FP8)
+    codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    finite = codes.where(codes.isfinite(), float("nan")).view(16, 16 * 256)
+    one.qkv[:, -16 * 256 :] = finite.to(device)
+    expected = one.clone()
+
+    one.write()
+
+    expected.write_as_reference()
+    assert torch.equal(one.values.view(torch.uint8), expected.values.view(torch.uint8))
+    blocks, offsets = one.slots.long() // BLOCK_SIZE, one.slots.long() % BLOCK_SIZE
+    kept = one.values[blocks, :, offsets].float().flatten(1).cpu()
+    assert torch.equal(kept.isnan(), finite.isnan())
+    assert kept.nan_to_num().abs().max() == 448
+    error = (kept - finite.float()).abs().nan_to_num()[finite.abs() <= 448]
+    assert (error <= finite.float().abs()[finite.abs() <= 448] / 16 + 2.0**-10).all()
+
+
+def test_keys_beyond_eight_bits_saturate(device: str) -> None:
+    """After rotation: 10,000 and -10,000 become 448 and -448, never NaN."""
+    one = make_round(4, HeadLayout(2, 1, 32), device, cache_dtype=FP8)
+    one.qkv.copy_(one.qkv.sign() * 1e4)
+    one.cos_sin[:, 0], one.cos_sin[:, 1] = 1.0, 0.0
+
+    one.write()
+
+    blocks, offsets = one.slots.long() // BLOCK_SIZE, one.slots.long() % BLOCK_SIZE
+    for cache, heads in ((one.keys, one.qkv[:, 64:96]), (one.values, one.qkv[:, 96:])):
+        assert torch.equal(cache[blocks, 0, offsets].float(), heads.sign() * 448)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_turned_keys_reach_a_cache_of_eight_bits(dtype: torch.dtype, device: str) -> None:
+    """Within one step of eight bits, where a last bit before the rounding decides."""
+    actual = make_round(5, HeadLayout(6, 2, 96), device, dtype=dtype, cache_dtype=FP8)
+    expected = actual.clone()
+
+    actual.write()
+
+    expected.write_as_reference()
+    assert torch.equal(actual.values.view(torch.uint8), expected.values.view(torch.uint8))
+    steps = actual.keys.view(torch.uint8).int() - expected.keys.view(torch.uint8).int()
+    assert (steps.abs() <= 1).all()
+    assert (steps == 0).float().mean() > 0.99
+
+
 def test_a_row_has_the_same_bits_in_any_batch(device: str) -> None:
     """Alone, among others, and beside rows that are no numbers."""
     together = make_round(63, HeadLayout(6, 2, 96), device, has_norm=True)
@@ -231,6 +280,7 @@ def test_slots_beyond_2_to_the_31_elements_are_reached() -> None:
         (128, "*bf16", "*bf16"),
         (128, "constexpr", "*bf16"),
         (96, "*bf16", "*fp8e4nv"),
+        (128, "constexpr", "*fp8e4nv"),
         (256, "*bf16", "*bf16"),
     ],
 )
