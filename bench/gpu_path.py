@@ -7,20 +7,20 @@ pair.
 """
 
 import argparse
-import asyncio
 import json
-import os
 import statistics
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from bench.cpu import machine
 from bench.load import stream_all
 from bench.prompts import PROMPTS
-from bench.system import running
+from bench.system import environment, running
+from bench.usage import by_process, look, spent
 
 STREAMS = (1, 8, 32, 64)
 TEMPERATURES = (0.0, 0.7)
@@ -33,23 +33,13 @@ KINDS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {  # variables, flags
 }
 
 
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Variables for the processes that are started meanwhile."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def measure(url: str, model: str, width: int, temperature: float) -> dict[str, Any]:
     """One load."""
     num_answers = width * ANSWERS_A_STREAM[width]
     prompts = [PROMPTS[index % len(PROMPTS)] for index in range(num_answers)]
-    load = asyncio.run(stream_all(url, model, prompts, num_streams=width, temperature=temperature))
+    before = look()
+    load = uvloop.run(stream_all(url, model, prompts, num_streams=width, temperature=temperature))
+    seconds = spent(before, look())
     stats = [answer.speculation for answer in load.answers if answer.speculation]
     drafted = sum(one.get("num_draft_tokens", 0) for one in stats)
     accepted = sum(one.get("num_accepted_draft_tokens", 0) for one in stats)
@@ -61,6 +51,9 @@ def measure(url: str, model: str, width: int, temperature: float) -> dict[str, A
         "num_draft_tokens": drafted,
         "num_accepted_tokens": accepted,
         "num_rounds": rounds,
+        # Cores kept busy by each process, and by each of its threads.
+        "busy": {name: cpu_s / load.duration_s for name, cpu_s in by_process(seconds).items()},
+        "busy_threads": {"/".join(key): cpu_s / load.duration_s for key, cpu_s in seconds.items()},
         "texts": [answer.text for answer in load.answers],
     }
 
@@ -112,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                             f"{line['tokens_per_s']:8.1f} tokens/s  "
                             f"ttft {line['ttft_ms']:6.1f} ms  "
                             f"{line['num_accepted_tokens']}/{line['num_draft_tokens']} in "
-                            f"{line['num_rounds']} rounds",
+                            f"{line['num_rounds']} rounds  {_busy(line['busy'])}",
                             flush=True,
                         )
     same = _same_texts(lines)
@@ -121,6 +114,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         del line["texts"]
     result = {"gpus": names, "machine": machine(), "lines": lines, "same_texts": same}
     options.out.write_text(json.dumps(result, indent=1))
+
+
+def _busy(shares: dict[str, float]) -> str:
+    """Shares of a core, of those that have any to speak of."""
+    names = sorted(name for name, share in shares.items() if share >= 0.05)  # noqa: PLR2004
+    return "  ".join(f"{name} {shares[name]:.2f}" for name in names)
 
 
 def _same_texts(lines: Sequence[dict[str, Any]]) -> str:

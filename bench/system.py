@@ -16,6 +16,18 @@ _URL = re.compile(r"http://[\w.:-]+")
 
 
 @contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Variables for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def running(*flags: str) -> Iterator[str]:
     """The whole system with these flags of the launcher.
 
