@@ -121,28 +121,68 @@ def _add_tile(  # noqa: PLR0917  # Triton passes arguments by position
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
-    queries: tl.tensor,  # [block_m, D]
-    keys_ptr: tl.tensor,
-    values_ptr: tl.tensor,
-    table_ptr: tl.tensor,  # of the sequence
-    positions_ptr: tl.tensor,  # of its first row
-    tree_bits_ptr: tl.tensor,  # the same
-    item_ptr: tl.tensor,
+def _places_of_tile(  # noqa: PLR0917  # Triton passes arguments by position
+    blocks: tl.tensor,  # of the tile's tokens, as `_blocks_of_tile` gives them, int64
+    tile: tl.tensor,
+    dims: tl.tensor,
     head: tl.tensor,
-    row_tokens: tl.tensor,  # [block_m], cache indices of the rows themselves
-    score_scale: tl.tensor,
-    soft_cap: tl.constexpr,
-    window: tl.constexpr,
     num_kv_heads: tl.constexpr,
     head_dim: tl.constexpr,
     block_size: tl.constexpr,
     block_n: tl.constexpr,
-    chunk_len: tl.constexpr,
-    holds_segments: tl.constexpr,
+) -> tl.tensor:
+    """Where the keys and the values of a tile's tokens are in the cache: [block_n, D]."""
+    lanes = tl.arange(0, block_n)
+    slots = (blocks * num_kv_heads + head) * block_size
+    if block_size >= block_n:
+        # A tile in one block: where it is, and offsets that are the same for all tiles.
+        places = lanes[:, None] * head_dim + dims[None, :]
+        places += (slots + tile % block_size) * head_dim
+    else:
+        offsets = (tile + lanes) % block_size
+        places = ((slots + offsets) * head_dim)[:, None] + dims[None, :]
+    return places
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scores_of_tile(
+    queries: tl.tensor,  # [block_m, D]
+    keys: tl.tensor,  # [block_n, D]
+    score_scale: tl.tensor,
+    soft_cap: tl.constexpr,
     is_transposed: tl.constexpr,
-    is_interpreted: tl.constexpr,
+) -> tl.tensor:
+    """Base 2 logits of a tile, [block_m, block_n], as if all of it were seen."""
+    zeros = tl.zeros([queries.shape[0], keys.shape[0]], tl.float32)
+    scores = _multiply(queries, tl.trans(keys), zeros, is_transposed) * score_scale
+    if soft_cap > 0.0:
+        # 2 ** 126 is infinite enough for tanh = 1.
+        scores = soft_cap - 2.0 * soft_cap / (tl.exp2(tl.minimum(scores, 126.0)) + 1.0)
+    return scores
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _nothing_seen(
+    block_m: tl.constexpr, head_dim: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Outputs, maxima and sums before the first tile."""
+    outputs = tl.zeros([block_m, head_dim], tl.float32)
+    return outputs, tl.full([block_m], float("-inf"), tl.float32), tl.zeros([block_m], tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
+    queries: tl.tensor,  # [block_m, D]
+    keys_ptr: tl.tensor, values_ptr: tl.tensor,
+    table_ptr: tl.tensor,  # of the sequence
+    positions_ptr: tl.tensor, tree_bits_ptr: tl.tensor,  # of its first row
+    item_ptr: tl.tensor, head: tl.tensor,
+    row_tokens: tl.tensor,  # [block_m], cache indices of the rows themselves
+    score_scale: tl.tensor, soft_cap: tl.constexpr, window: tl.constexpr,
+    num_kv_heads: tl.constexpr, head_dim: tl.constexpr, block_size: tl.constexpr,
+    block_n: tl.constexpr, chunk_len: tl.constexpr, holds_segments: tl.constexpr,
+    is_transposed: tl.constexpr, is_interpreted: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Weighted values [block_m, D], maxima and sums [block_m] of an item, tile after tile.
 
     An item is one chunk unless `holds_segments`.
@@ -150,25 +190,18 @@ def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
     start, end, seen_from, seen_to = _limits(
         item_ptr, tree_bits_ptr is not None, window, block_n, chunk_len
     )
-    lanes = tl.arange(0, block_n)
     dims = tl.arange(0, queries.shape[1])
-    all_maxima = tl.full([queries.shape[0]], float("-inf"), tl.float32)
-    all_sums = tl.zeros([queries.shape[0]], tl.float32)
-    all_outputs = tl.zeros(queries.shape, tl.float32)
-    maxima, sums, outputs = all_maxima, all_sums, all_outputs
+    outputs, maxima, sums = _nothing_seen(queries.shape[0], queries.shape[1])
+    all_outputs, all_maxima, all_sums = outputs, maxima, sums
     # Known a tile ahead: a load that waits for another is one that the pipeline cannot keep ahead.
     next_blocks = _blocks_of_tile(table_ptr, start, end, block_size, block_n)
     for tile in range(start, end, block_n):
-        tokens = tile + lanes
+        tokens = tile + tl.arange(0, block_n)
         blocks = next_blocks.to(tl.int64)
         next_blocks = _blocks_of_tile(table_ptr, tile + block_n, end, block_size, block_n)
-        slots = (blocks * num_kv_heads + head) * block_size
-        if block_size >= block_n:
-            # A tile in one block: where it is, and offsets that are the same for all tiles.
-            places = lanes[:, None] * head_dim + dims[None, :]
-            places += (slots + tile % block_size) * head_dim
-        else:
-            places = ((slots + tokens % block_size) * head_dim)[:, None] + dims[None, :]
+        places = _places_of_tile(
+            blocks, tile, dims, head, num_kv_heads, head_dim, block_size, block_n
+        )
         # What lies behind the context may be anything, and 0 x NaN is NaN.
         mask = (tokens < end)[:, None] & (dims < head_dim)[None, :]
         keys = tl.load(keys_ptr + places, mask=mask, other=0.0)
@@ -180,14 +213,8 @@ def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
                 all_outputs, all_maxima, all_sums = add_part(
                     all_outputs, all_maxima, all_sums, outputs, maxima, sums
                 )
-                maxima = tl.full([queries.shape[0]], float("-inf"), tl.float32)
-                sums = tl.zeros([queries.shape[0]], tl.float32)
-                outputs = tl.zeros(queries.shape, tl.float32)
-        zeros = tl.zeros([queries.shape[0], block_n], tl.float32)
-        scores = _multiply(queries, tl.trans(keys), zeros, is_transposed) * score_scale
-        if soft_cap > 0.0:
-            # 2 ** 126 is infinite enough for tanh = 1.
-            scores = soft_cap - 2.0 * soft_cap / (tl.exp2(tl.minimum(scores, 126.0)) + 1.0)
+                outputs, maxima, sums = _nothing_seen(queries.shape[0], queries.shape[1])
+        scores = _scores_of_tile(queries, keys, score_scale, soft_cap, is_transposed)
         if (tile + block_n > seen_to) | (tile < seen_from):
             is_visible = _is_visible(
                 tokens, row_tokens, item_ptr, end, positions_ptr, tree_bits_ptr, window

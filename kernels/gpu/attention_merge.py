@@ -6,14 +6,20 @@ l = l' 2^(m' - m) + l_c 2^(m_c - m), and a in the same way. A row's output is a 
 Source: Milakov and Gimelshein 2018, arXiv:1805.02867; for split contexts Dao et al. 2023.
 
 A part in which a row saw nothing (m_c = -inf) counts exactly 0, whatever its outputs hold: a row
-has the same bits whether such parts are there or not. The last program to finish a part adds up all
-of them, so that it takes no launch of its own.
+has the same bits whether such parts are there or not.
+
+Who adds them up: the last program to finish a part (no launch of its own, but one program after the
+other), or, in rounds of little work, a launch with a program for every row and head.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.gpu.attention_work import ROW_WORDS, AttentionBatch, AttentionWork
+
+PARTS_AT_ONCE = 32  # 4,096 numbers of a head of 128: 32 registers of a thread
 
 
 def merge_parts_reference(
@@ -118,3 +124,74 @@ def is_last_part(counter_ptr: tl.tensor, num_parts: tl.tensor) -> tl.tensor:
     if is_last:
         tl.store(counter_ptr, 0)
     return is_last
+
+
+@triton.jit(do_not_specialize=["num_sequences"])  # type: ignore[untyped-decorator]
+def _merge_rows_kernel(  # noqa: PLR0917  # Triton passes arguments by position
+    query_starts_ptr: tl.tensor, num_sequences: tl.tensor,  # [S + 1] int32
+    rows_ptr: tl.tensor,  # [max_rows, ROW_WORDS] int32
+    outputs_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m, D] float32
+    maxima_ptr: tl.tensor, sums_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m] float32
+    out_ptr: tl.tensor,  # [T, num_heads x D]
+    num_kv_heads: tl.constexpr, head_dim: tl.constexpr, block_m: tl.constexpr,
+    block_parts: tl.constexpr,
+) -> None:  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    num_rows = tl.load(query_starts_ptr + num_sequences)
+    place = tl.load(rows_ptr + row * ROW_WORDS).to(tl.int64)
+    num_parts = tl.load(rows_ptr + row * ROW_WORDS + 1)
+    packed = tl.load(rows_ptr + row * ROW_WORDS + 2) + head // num_kv_heads
+    first = (place * num_kv_heads + head % num_kv_heads) * block_m + packed
+    dims = tl.arange(0, triton.next_power_of_2(head_dim))
+    if (row < num_rows) & (num_parts > 1):
+        output = tl.zeros([dims.shape[0]], tl.float32)
+        maximum = tl.full([], float("-inf"), tl.float32)
+        total = tl.zeros([], tl.float32)
+        for start in range(0, num_parts, block_parts):
+            parts = start + tl.arange(0, block_parts)
+            is_part = parts < num_parts
+            places = first + parts * (num_kv_heads * block_m)
+            maxima = tl.load(maxima_ptr + places, mask=is_part, other=float("-inf"))
+            sums = tl.load(sums_ptr + places, mask=is_part, other=0.0)
+            mask = is_part[:, None] & (dims < head_dim)[None, :]
+            outputs = tl.load(
+                outputs_ptr + places[:, None] * head_dim + dims[None, :], mask=mask, other=0.0
+            )
+            # Where nothing was seen nothing was stored, and 0 x NaN is NaN.
+            outputs = tl.where((maxima > float("-inf"))[:, None], outputs, 0.0)
+            new_maximum = tl.maximum(maximum, tl.max(maxima, axis=0))
+            reference = tl.where(new_maximum > float("-inf"), new_maximum, 0.0)
+            decay, weights = tl.exp2(maximum - reference), tl.exp2(maxima - reference)
+            output = output * decay + tl.sum(outputs * weights[:, None], axis=0)
+            total = total * decay + tl.sum(sums * weights, axis=0)
+            maximum = new_maximum
+        output = output / tl.where(total > 0.0, total, 1.0)
+        num_heads = tl.num_programs(1)
+        out_ptrs = out_ptr + (row.to(tl.int64) * num_heads + head) * head_dim + dims
+        tl.store(out_ptrs, output.to(out_ptr.dtype.element_ty), mask=dims < head_dim)
+
+
+def merge_rows(batch: AttentionBatch, work: AttentionWork, out: Tensor) -> None:
+    """Store the rows whose parts were left apart.
+
+    Args:
+        batch: of the round; what lies behind `query_starts` is nobody's.
+        work: one that merges apart, with all parts there.
+        out: [T, num_heads x D]; other rows are left as they are.
+    """
+    layout = work.layout
+    _merge_rows_kernel[(len(out), layout.num_heads)](
+        batch.query_starts,
+        len(batch.context_lens),
+        work.rows,
+        work.outputs,
+        work.maxima,
+        work.sums,
+        out,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        block_m=work.block_m,
+        block_parts=PARTS_AT_ONCE,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )

@@ -39,6 +39,8 @@ SEGMENT_CHUNKS = tl.constexpr(8)
 # cache index of the sequence's first row in this round (a tree starts there) | its rows |
 # place of the tile's first item | chunks of the tile | chunks of an item of the tile
 ITEM_WORDS = tl.constexpr(12)
+# place of the first part of its tile | parts | its place among the tile's packed rows
+ROW_WORDS = tl.constexpr(4)
 NUM_LANES = tl.constexpr(32)  # tiles, and items of a tile, listed at once
 MAX_SEQUENCES = 1_024  # one program reads the lengths of all
 INTERPRETED_PROCESSORS = 8
@@ -70,8 +72,10 @@ class AttentionWork:
     chunk_len: int  # tokens
     max_rows: int  # T of the largest round
     num_processors: int  # to keep busy
+    merges_apart: bool  # parts are added up by a launch of its own
     items: Tensor  # [max_items, ITEM_WORDS] int32
     num_items: Tensor  # [1] int32
+    rows: Tensor  # [max_rows, ROW_WORDS] int32, written where parts are merged apart
     counters: Tensor  # [2, max_items, num_kv_heads] int32, 0 between launches: parts that are there
     outputs: Tensor  # [max_items, num_kv_heads, block_m, D] float32
     maxima: Tensor  # [max_items, num_kv_heads, block_m] float32, of base 2 logits
@@ -88,6 +92,7 @@ class AttentionWork:
         *,
         chunk_len: int = CHUNK_LEN,
         num_processors: int | None = None,
+        merges_apart: bool = False,
     ) -> Self:
         """Buffers for rounds of up to so many rows and items (`max_items` says how many).
 
@@ -95,18 +100,21 @@ class AttentionWork:
             max_items: a round of more is not listed, and its rows stay unwritten.
             max_rows: T of the largest round.
             layout: of the model's heads.
-            block_m: 16, 32, 64 or 128; at least G.
+            block_m: 16, 32 or 128; at least G.
             device: where the rounds run.
             chunk_len: tokens, a multiple of a configuration's block_n.
             num_processors: None for those of the device. A tile is cut where one of them would take
-                longer for it than for its share of everything. Tiles that are too large to add up
-                segments are always cut.
+                longer for it than for its share of everything.
+            merges_apart: cut every tile, and add up its chunks in a launch of its own: faster where
+                a round is over before all processors have something to do, and always so for tiles
+                that are too large to be added up beside others.
         """
         assert layout.group_size <= block_m
         heads = (max_items, layout.num_kv_heads, block_m)
         integers = torch.zeros(0, dtype=torch.int32, device=device)
         floats = torch.zeros(0, dtype=torch.float32, device=device)
-        if not holds_segments(block_m, layout.head_dim):
+        merges_apart = merges_apart or not holds_two(block_m, layout.head_dim)
+        if merges_apart:
             num_processors = ALWAYS_CUT
         return cls(
             layout=layout,
@@ -114,8 +122,10 @@ class AttentionWork:
             chunk_len=chunk_len,
             max_rows=max_rows,
             num_processors=num_processors or _num_processors(torch.device(device)),
+            merges_apart=merges_apart,
             items=integers.new_zeros(max_items, ITEM_WORDS.value),
             num_items=integers.new_zeros(1),
+            rows=integers.new_zeros(max_rows, ROW_WORDS.value),
             counters=integers.new_zeros(2, max_items, layout.num_kv_heads),
             outputs=floats.new_empty(*heads, layout.head_dim),
             maxima=floats.new_empty(heads),
@@ -128,9 +138,9 @@ class AttentionWork:
         return self.block_m // self.layout.group_size
 
 
-def holds_segments(block_m: int, head_dim: int) -> bool:
+def holds_two(block_m: int, head_dim: int) -> bool:
     """Whether a program has registers for the outputs of a tile twice: a chunk's, and their sum."""
-    return block_m < 64 or head_dim <= 128  # noqa: PLR2004  # measured by the assembler
+    return block_m < 128 or head_dim <= 128  # noqa: PLR2004  # measured by the assembler
 
 
 def _num_processors(device: torch.device) -> int:
@@ -223,12 +233,15 @@ def _attention_work_kernel(  # noqa: PLR0917  # Triton passes arguments by posit
     context_lens_ptr: tl.tensor,  # [S]
     items_ptr: tl.tensor,  # [max_items, ITEM_WORDS]
     num_items_ptr: tl.tensor,  # [1]
+    rows_ptr: tl.tensor,  # [max_rows, ROW_WORDS]
     max_items: tl.tensor,
     max_sequences: tl.constexpr,  # a power of 2
     block_q: tl.constexpr,
+    group_size: tl.constexpr,
     chunk_len: tl.constexpr,
     num_kv_heads: tl.constexpr,
     num_processors: tl.constexpr,
+    merges_apart: tl.constexpr,
 ) -> None:
     sequence = tl.program_id(0)
     others = tl.arange(0, max_sequences)
@@ -254,31 +267,26 @@ def _attention_work_kernel(  # noqa: PLR0917  # Triton passes arguments by posit
     is_before = (lens > context_len) | ((lens == context_len) & (others < sequence))
     if is_listed:
         _list_sequence(
-            query_starts_ptr, items_ptr, sequence, context_len, share,
+            query_starts_ptr, items_ptr, rows_ptr, sequence, context_len, share,
             tl.sum(tl.where(is_before, whole + rests + chunks + shorts, 0)),
             tl.sum(tl.where(is_before, whole, 0)),
             tl.sum(whole + tl.where(is_before, rests, 0)),
             tl.sum(whole + rests + tl.where(is_before, chunks, 0)),
             tl.sum(whole + rests + chunks + tl.where(is_before, shorts, 0)),
-            block_q, chunk_len,
+            block_q, group_size, chunk_len, merges_apart,
         )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _list_sequence(  # noqa: PLR0917  # Triton passes arguments by position
-    query_starts_ptr: tl.tensor,
-    items_ptr: tl.tensor,
-    sequence: tl.tensor,
-    context_len: tl.tensor,
-    share: tl.tensor,
+    query_starts_ptr: tl.tensor, items_ptr: tl.tensor, rows_ptr: tl.tensor,
+    sequence: tl.tensor, context_len: tl.tensor, share: tl.tensor,
     place: tl.tensor,  # of partial results: tile after tile
-    whole: tl.tensor,  # where the list goes on with items of each length
-    rests: tl.tensor,
-    chunks: tl.tensor,
-    shorts: tl.tensor,
-    block_q: tl.constexpr,
-    chunk_len: tl.constexpr,
-) -> None:
+    whole: tl.tensor, rests: tl.tensor,  # where the list goes on with items of each length
+    chunks: tl.tensor, shorts: tl.tensor,
+    block_q: tl.constexpr, group_size: tl.constexpr, chunk_len: tl.constexpr,
+    merges_apart: tl.constexpr,
+) -> None:  # fmt: skip
     """Write the items of one sequence, of NUM_LANES tiles at once."""
     lanes = tl.arange(0, NUM_LANES)
     first_row = tl.load(query_starts_ptr + sequence)
@@ -296,6 +304,10 @@ def _list_sequence(  # noqa: PLR0917  # Triton passes arguments by position
         short_rests = shorts + tl.cumsum(num_shorts) - num_shorts
         steps = tl.where(is_cut, 1, SEGMENT_CHUNKS)[:, None]
         tile_chunks = ((tile_lens + chunk_len - 1) // chunk_len)[:, None]
+        if merges_apart:
+            _list_rows(
+                rows_ptr, first_row + rows, num_rows - rows, places, num_items, block_q, group_size
+            )
         for first_item in range(0, tl.max(num_items), NUM_LANES):
             items = (first_item + lanes)[None, :]
             mask = items < num_items[:, None]
@@ -325,6 +337,25 @@ def _list_sequence(  # noqa: PLR0917  # Triton passes arguments by position
         shorts += tl.sum(num_shorts)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _list_rows(  # noqa: PLR0917  # Triton passes arguments by position
+    rows_ptr: tl.tensor,
+    tile_rows: tl.tensor,  # [tiles], the first of each
+    num_left: tl.tensor,  # [tiles], rows of the sequence from there on
+    places: tl.tensor,  # [tiles], of the parts
+    num_parts: tl.tensor,  # [tiles]
+    block_q: tl.constexpr,
+    group_size: tl.constexpr,
+) -> None:
+    """Tell each row of some tiles where its parts are."""
+    own = tl.arange(0, triton.next_power_of_2(block_q))[None, :]
+    mask = (own < block_q) & (own < num_left[:, None])
+    ptrs = rows_ptr + (tile_rows[:, None] + own) * ROW_WORDS
+    tl.store(ptrs, places[:, None], mask=mask)
+    tl.store(ptrs + 1, num_parts[:, None], mask=mask)
+    tl.store(ptrs + 2, own * group_size, mask=mask)
+
+
 def plan_attention_work(batch: AttentionBatch, work: AttentionWork) -> None:
     """List the items of a round, before the first layer, without a host sync.
 
@@ -341,11 +372,14 @@ def plan_attention_work(batch: AttentionBatch, work: AttentionWork) -> None:
         batch.context_lens,
         work.items,
         work.num_items,
+        work.rows,
         len(work.items),
         max_sequences=triton.next_power_of_2(num_sequences),
         block_q=work.block_q,
+        group_size=work.layout.group_size,
         chunk_len=work.chunk_len,
         num_kv_heads=work.layout.num_kv_heads,
         num_processors=work.num_processors,
+        merges_apart=work.merges_apart,
         num_warps=4,
     )

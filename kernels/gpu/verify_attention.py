@@ -15,7 +15,7 @@ fused (`enable_fp_fusion`): a compiler may fuse them in a tile with a mask and n
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,13 +23,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention_chunk import MAX_TREE_ROWS, attend_chunks
-from kernels.gpu.attention_merge import is_last_part, merge_parts, store_part
+from kernels.gpu.attention_merge import is_last_part, merge_parts, merge_rows, store_part
 from kernels.gpu.attention_work import (
     ITEM_WORDS,
     SEGMENT_CHUNKS,
     AttentionBatch,
     AttentionWork,
-    holds_segments,
 )
 from kernels.head_layout import HeadLayout
 
@@ -59,10 +58,6 @@ CONFIGS = {
     (32, 64): Config(64, 4, 3, 2),
     (32, 128): Config(32, 4, 4, 2),
     (32, 256): Config(32, 8, 3, 1),
-    (64, 32): Config(64, 4, 3, 2),
-    (64, 64): Config(64, 4, 3, 2),
-    (64, 128): Config(64, 8, 3, 1),
-    (64, 256): Config(16, 8, 3, 1),
     (128, 32): Config(64, 8, 3, 1),
     (128, 64): Config(64, 8, 3, 1),
     (128, 128): Config(32, 8, 4, 1),
@@ -124,34 +119,24 @@ def _visible_reference(
 @triton.jit(do_not_specialize=["max_blocks", "max_items"])  # type: ignore[untyped-decorator]
 def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by position
     qkv_ptr: tl.tensor,  # [T, num_all x D]
-    keys_ptr: tl.tensor,  # [num_blocks, num_kv_heads, block_size, D]
-    values_ptr: tl.tensor,  # the same
-    block_tables_ptr: tl.tensor,  # [S, max_blocks] int32
-    max_blocks: tl.tensor,
+    keys_ptr: tl.tensor, values_ptr: tl.tensor,  # [num_blocks, num_kv_heads, block_size, D]
+    block_tables_ptr: tl.tensor, max_blocks: tl.tensor,  # [S, max_blocks] int32
     positions_ptr: tl.tensor,  # [T] int32
     tree_bits_ptr: tl.tensor,  # [T] int64, or None
-    items_ptr: tl.tensor,  # [max_items, ITEM_WORDS] int32
+    items_ptr: tl.tensor, max_items: tl.tensor,  # [max_items, ITEM_WORDS] int32
     num_items_ptr: tl.tensor,  # [1] int32
-    max_items: tl.tensor,
     counters_ptr: tl.tensor,  # [2, max_items, num_kv_heads] int32
     outputs_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m, D] float32
-    maxima_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m] float32
-    sums_ptr: tl.tensor,  # the same
+    maxima_ptr: tl.tensor, sums_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m] float32
     out_ptr: tl.tensor,  # [T, num_heads x D]
     score_scale: tl.tensor,
     soft_cap: tl.constexpr,  # of base 2 logits; 0.0: none
     window: tl.constexpr,  # 0: none
-    num_kv_heads: tl.constexpr,
-    group_size: tl.constexpr,
-    head_dim: tl.constexpr,
-    block_size: tl.constexpr,
-    block_m: tl.constexpr,
-    block_n: tl.constexpr,
-    chunk_len: tl.constexpr,
-    holds_segments: tl.constexpr,
-    is_transposed: tl.constexpr,
-    is_interpreted: tl.constexpr,
-) -> None:
+    num_kv_heads: tl.constexpr, group_size: tl.constexpr, head_dim: tl.constexpr,
+    block_size: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
+    chunk_len: tl.constexpr, merges_apart: tl.constexpr,
+    is_transposed: tl.constexpr, is_interpreted: tl.constexpr,
+) -> None:  # fmt: skip
     packed = tl.arange(0, block_m)  # row of the tile x G + query head of the group
     dims = tl.arange(0, triton.next_power_of_2(head_dim))[None, :]
     num_work = tl.load(num_items_ptr) * num_kv_heads
@@ -173,27 +158,53 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
             places = (rows * ((group_size + 2) * num_kv_heads) + heads)[:, None] * head_dim + dims
             queries = tl.load(qkv_ptr + places, mask=mask, other=0.0)
             bits_ptr = tree_bits_ptr if tree_bits_ptr is None else tree_bits_ptr + first_row
-            outputs, maxima, sums = attend_chunks(
+            part = attend_chunks(
                 queries.to(tl.float32) if is_interpreted else queries, keys_ptr, values_ptr,
                 block_tables_ptr + tl.load(item_ptr) * max_blocks, positions_ptr + first_row,
                 bits_ptr, item_ptr, head, first_token + packed // group_size, score_scale,
                 soft_cap, window, num_kv_heads, head_dim, block_size, block_n, chunk_len,
-                holds_segments, is_transposed, is_interpreted,
+                not merges_apart, is_transposed, is_interpreted,
             )  # fmt: skip
-            places = (rows * (group_size * num_kv_heads) + heads)[:, None] * head_dim + dims
-            if tl.load(item_ptr + 4) - tl.load(item_ptr + 3) == tl.load(item_ptr + 9):
-                _store_rows(out_ptr + places, outputs, sums, mask)
-            else:
-                place, step, num_parts = _finish_part(
-                    item_ptr, head, max_items, counters_ptr, outputs_ptr, maxima_ptr, sums_ptr,
-                    outputs, maxima, sums, num_packed, num_kv_heads, head_dim,
-                )  # fmt: skip
-                if num_parts > 0:
-                    outputs, maxima, sums = merge_parts(
-                        outputs_ptr, maxima_ptr, sums_ptr, place, step, num_parts, num_packed,
-                        block_m, head_dim,
-                    )  # fmt: skip
-                    _store_rows(out_ptr + places, outputs, sums, mask)
+            out_ptrs = out_ptr + (rows * (group_size * num_kv_heads) + heads)[:, None] * head_dim
+            _finish_item(
+                item_ptr, head, max_items, counters_ptr, outputs_ptr, maxima_ptr, sums_ptr,
+                part[0], part[1], part[2], out_ptrs + dims, mask, num_packed,
+                num_kv_heads, head_dim, merges_apart,
+            )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _finish_item(  # noqa: PLR0917  # Triton passes arguments by position
+    item_ptr: tl.tensor, head: tl.tensor, max_items: tl.tensor,
+    counters_ptr: tl.tensor, outputs_ptr: tl.tensor, maxima_ptr: tl.tensor, sums_ptr: tl.tensor,
+    outputs: tl.tensor,  # [block_m, D]
+    maxima: tl.tensor, sums: tl.tensor,  # [block_m]
+    out_ptrs: tl.tensor, mask: tl.tensor,  # [block_m, D]
+    num_packed: tl.tensor, num_kv_heads: tl.constexpr, head_dim: tl.constexpr,
+    merges_apart: tl.constexpr,
+) -> None:  # fmt: skip
+    """Store the rows of an item that is all of its tile; else its part, and merge the last one."""
+    first_chunk = tl.load(item_ptr + 3)
+    block_m: tl.constexpr = outputs.shape[0]
+    if tl.load(item_ptr + 4) - first_chunk == tl.load(item_ptr + 9):
+        _store_rows(out_ptrs, outputs, sums, mask)
+    elif merges_apart:
+        place = (tl.load(item_ptr + 8) + first_chunk).to(tl.int64)
+        store_part(
+            outputs_ptr, maxima_ptr, sums_ptr, (place * num_kv_heads + head) * block_m,
+            outputs, maxima, sums, num_packed, head_dim,
+        )  # fmt: skip
+    else:
+        place, step, num_parts = _finish_part(
+            item_ptr, head, max_items, counters_ptr, outputs_ptr, maxima_ptr, sums_ptr,
+            outputs, maxima, sums, num_packed, num_kv_heads, head_dim,
+        )  # fmt: skip
+        if num_parts > 0:
+            outputs, maxima, sums = merge_parts(
+                outputs_ptr, maxima_ptr, sums_ptr, place, step, num_parts, num_packed,
+                block_m, head_dim,
+            )  # fmt: skip
+            _store_rows(out_ptrs, outputs, sums, mask)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -313,27 +324,34 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
     num_programs = num_programs or _num_resident(qkv.device, config.programs_per_sm)
     soft_cap = soft_cap or 0.0
     _verify_attention_kernel[(num_programs,)](
-        qkv, keys, values, batch.block_tables, batch.block_tables.stride(0),
-        batch.positions, tree_bits, work.items, work.num_items,
-        len(work.items), work.counters, work.outputs, work.maxima, work.sums, out,
+        qkv, keys, values, batch.block_tables, batch.block_tables.stride(0), batch.positions,
+        tree_bits, work.items, len(work.items), work.num_items, work.counters,
+        work.outputs, work.maxima, work.sums, out,
         score_scale=scale * (2 / soft_cap if soft_cap else 1.0) * LOG2_E,
-        soft_cap=soft_cap * LOG2_E,
-        window=window or 0,
-        num_kv_heads=layout.num_kv_heads,
-        group_size=layout.group_size,
-        head_dim=layout.head_dim,
-        block_size=keys.shape[2],
-        block_m=work.block_m,
-        block_n=config.block_n,
-        chunk_len=work.chunk_len,
-        holds_segments=holds_segments(work.block_m, layout.head_dim),
-        is_transposed=config.is_transposed,
-        is_interpreted=not qkv.is_cuda,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=config.max_registers,
-        enable_fp_fusion=False,
+        soft_cap=soft_cap * LOG2_E, window=window or 0,
+        block_size=keys.shape[2], is_interpreted=not qkv.is_cuda, **_constants(work, config),
     )  # fmt: skip
+    if work.merges_apart:
+        merge_rows(batch, work, out)
+
+
+def _constants(work: AttentionWork, config: Config) -> dict[str, Any]:
+    """What the kernel is compiled for, besides the cache."""
+    layout = work.layout
+    return {
+        "num_kv_heads": layout.num_kv_heads,
+        "group_size": layout.group_size,
+        "head_dim": layout.head_dim,
+        "block_m": work.block_m,
+        "block_n": config.block_n,
+        "chunk_len": work.chunk_len,
+        "merges_apart": work.merges_apart,
+        "is_transposed": config.is_transposed,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": config.max_registers,
+        "enable_fp_fusion": False,
+    }
 
 
 def _check_tensors(

@@ -116,6 +116,7 @@ def make_work(
     block_m: int = 16,
     chunk_len: int = 256,
     num_processors: int | None = None,
+    merges_apart: bool = False,
 ) -> AttentionWork:
     """Buffers full of NaN for rounds of at most so many rows and tokens a sequence."""
     layout = attention.layout
@@ -123,8 +124,9 @@ def make_work(
     num_rows, device = len(attention.qkv), attention.qkv.device
     work = AttentionWork.allocate(
         size, num_rows, layout, block_m, device,
-        chunk_len=chunk_len, num_processors=num_processors,
+        chunk_len=chunk_len, num_processors=num_processors, merges_apart=merges_apart,
     )  # fmt: skip
+    work.rows.fill_(-77)
     for part in (work.outputs, work.maxima, work.sums):
         part.fill_(float("nan"))
     return work
@@ -150,12 +152,14 @@ def attend(
     block_m: int = 16,
     chunk_len: int = 256,
     num_processors: int | None = None,
+    merges_apart: bool = False,
     **options: Unpack[KernelOptions],
 ) -> Tensor:
     """What the kernels make of a round, in buffers full of NaN, with no part left to be merged."""
     work = make_work(
         attention, attention.lens,
         block_m=block_m, chunk_len=chunk_len, num_processors=num_processors,
+        merges_apart=merges_apart,
     )  # fmt: skip
     out = poisoned(attention)
     attend_into(attention, work, out, **options)

@@ -125,10 +125,10 @@ def test_sizing_counts_tiles_times_chunks() -> None:
 
 def test_hopper_holds_it_without_spills() -> None:
     """For as many sequences as there can be."""
-    names = ["query_starts", "context_lens", "items", "num_items"]
+    names = ["query_starts", "context_lens", "items", "num_items", "rows"]
     constexprs = {
         "max_sequences": MAX_SEQUENCES, "block_q": 4, "chunk_len": 256, "num_kv_heads": 8,
-        "num_processors": 132,
+        "num_processors": 132, "group_size": 4, "merges_apart": True,
     }  # fmt: skip
     signature = dict.fromkeys([f"{name}_ptr" for name in names], "*i32")
     signature |= {"max_items": "i32"}

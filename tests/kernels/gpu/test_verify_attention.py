@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu.attention_work import AttentionBatch, holds_segments
+from kernels.gpu.attention_work import AttentionBatch
 from kernels.gpu.verify_attention import CONFIGS, Config
 from tests.kernels.gpu.attention_rounds import (
     Lens,
@@ -54,7 +54,7 @@ def test_any_block_and_group(group_size: int, block_size: int, device: str) -> N
     assert_close(attend(attention), attend_reference(attention))
 
 
-@pytest.mark.parametrize(("block_m", "head_dim"), [*CONFIGS, (16, 96), (64, 96)])
+@pytest.mark.parametrize(("block_m", "head_dim"), [*CONFIGS, (16, 96), (128, 96)])
 def test_any_head_and_tile(block_m: int, head_dim: int, device: str) -> None:
     """Every pinned configuration, and a head that is no power of 2."""
     attention = make_round([(9, 100)], device=device, head_dim=head_dim)
@@ -103,6 +103,27 @@ def test_several_segments(num_processors: int, window: int | None, device: str) 
     assert_close(got, attend_reference(attention, window=window))
 
 
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("block_m", [16, 32])
+def test_parts_may_be_merged_apart(block_m: int, window: int | None, device: str) -> None:
+    """More chunks than are merged at once, one chunk alone, and groups that fill no tile."""
+    lens = [(5, 2200), (1, 64), (9, 300), (1, 1)]
+    attention = make_round(lens, device=device, group_size=7, num_kv_heads=2, block_size=64)
+    padded = padded_round(attention, num_rows=19, num_sequences=6)
+    got = attend(padded, block_m=block_m, chunk_len=64, window=window, merges_apart=True)
+    assert_close(got[:16], attend_reference(attention, window=window))
+    assert got[16:].isnan().all()
+
+
+def test_merged_apart_company_changes_no_bit(device: str) -> None:
+    """A sequence alone, and fewer rows of it, equal the same in a mix."""
+    attention = make_round([(5, 601), (1, 300), (21, 40)], device=device, head_dim=96)
+    together = attend(attention, chunk_len=64, merges_apart=True)
+    for sequence, num_rows, place in [(0, 5, 0), (0, 2, 0), (1, 1, 5), (2, 21, 6)]:
+        alone = attend(sub_round(attention, sequence, num_rows), chunk_len=64, merges_apart=True)
+        assert torch.equal(together[place : place + num_rows], alone)
+
+
 def random_tree(num_rows: int, seed: int) -> list[list[int]]:
     """Of every row the path from the root to it, the root first."""
     rng = random.Random(seed)
@@ -126,7 +147,7 @@ def with_tree(attention: Round, paths: list[list[int]], base: int) -> tuple[Roun
 
 
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(("num_rows", "block_m"), [(9, 16), (64, 64)])
+@pytest.mark.parametrize(("num_rows", "block_m"), [(9, 16), (64, 32)])
 def test_a_tree_is_its_paths(num_rows: int, block_m: int, window: int | None, device: str) -> None:
     """Each row of a tree sees what it would see as the last row of its own path alone."""
     base, lens = 250, [(num_rows, 250 + num_rows), (3, 40)]
@@ -326,20 +347,24 @@ SM_REGISTERS = 65_536
 
 
 @pytest.mark.parametrize(
-    ("block_m", "head_dim", "block_size"),
+    ("block_m", "head_dim", "block_size", "merges_apart"),
     [
-        *((block_m, 128, 16) for block_m in (16, 32, 64, 128)),
-        *((block_m, 128, 64) for block_m in (16, 32)),
-        *((block_m, head_dim, 16) for block_m in (16, 64) for head_dim in (64, 256)),
+        *((block_m, 128, 16, False) for block_m in (16, 32, 128)),
+        *((block_m, 128, 64, apart) for block_m in (16, 32) for apart in (False, True)),
+        *((block_m, head_dim, 16, False) for block_m in (16, 32) for head_dim in (64, 256)),
+        (128, 64, 16, False),
+        (128, 256, 16, True),
     ],
 )
-def test_hopper_holds_it_without_spills(block_m: int, head_dim: int, block_size: int) -> None:
+def test_hopper_holds_it_without_spills(
+    *, block_m: int, head_dim: int, block_size: int, merges_apart: bool
+) -> None:
     """With a tree mask, and as many programs on an SM as the table says."""
     config = CONFIGS[block_m, head_dim]
     constexprs = {
         "soft_cap": 0.0, "window": 0, "num_kv_heads": 8, "group_size": 4, "head_dim": head_dim,
         "block_size": block_size, "block_m": block_m, "block_n": config.block_n,
-        "chunk_len": 256, "holds_segments": holds_segments(block_m, head_dim),
+        "chunk_len": 64 if merges_apart else 256, "merges_apart": merges_apart,
         "is_transposed": config.is_transposed, "is_interpreted": False,
     }  # fmt: skip
     resources = compile_for_sm90(
