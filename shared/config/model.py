@@ -11,12 +11,19 @@ CPU = "cpu"
 
 
 class Dtype(StrEnum):
-    """Of weights, activations and cache. `auto`: float32 on a CPU, bfloat16 on a GPU."""
+    """Of weights and activations. `auto`: float32 on a CPU, bfloat16 on a GPU."""
 
     AUTO = "auto"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
     FLOAT32 = "float32"
+
+
+class CacheDtype(StrEnum):
+    """Of keys and values. `auto`: as the model computes. `fp8`: float8 e4m3, half of bfloat16."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
 
 
 class ModelOptions(CommonConfig, frozen=True, kw_only=True):

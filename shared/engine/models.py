@@ -15,7 +15,7 @@ import structlog
 import torch
 
 from shared.common.errors import ConfigError
-from shared.config.model import CPU, Dtype
+from shared.config.model import CPU, CacheDtype, Dtype
 from shared.engine.config import ARCHITECTURES
 from shared.engine.fields import Fields
 from shared.engine.runner import ModelRunner
@@ -97,6 +97,8 @@ def render_plan(directory: Path, settings: ModelSettings) -> str:
 def _load_on_cpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:
     if settings.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
         raise ConfigError(f"--dtype is {settings.dtype}: must be auto or float32 on a CPU")
+    if settings.cache_dtype is not CacheDtype.AUTO:
+        raise ConfigError(f"--kv-cache-dtype is {settings.cache_dtype}: must be auto on a CPU")
     if settings.is_batch_invariant:
         raise ConfigError(
             "--batch-invariant is set: must be off on a CPU, which computes in float32"

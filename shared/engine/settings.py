@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.config.model import Dtype
+from shared.config.model import CacheDtype, Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +19,4 @@ class ModelSettings:
     memory_share: float  # of a GPU's memory
     is_batch_invariant: bool
     threads: int  # of a pass on the CPU
+    cache_dtype: CacheDtype = CacheDtype.AUTO

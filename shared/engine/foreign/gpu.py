@@ -40,6 +40,11 @@ class ForeignGpuDecoder:
         self._no_turn = torch.stack([torch.ones(1, half), torch.zeros(1, half)], dim=1).to(device)
         self._no_positions = torch.zeros(max_rows, dtype=torch.int32, device=device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and logits."""
+        return cast("torch.dtype", self._model.dtype)
+
     def forward(
         self,
         buffers: RoundBuffers,

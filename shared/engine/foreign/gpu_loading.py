@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.common.errors import ConfigError
+from shared.config.model import CacheDtype
 from shared.engine.config import ModelConfig
 from shared.engine.foreign.config import ForeignConfig
 from shared.engine.foreign.decoder import fused_rows, unpacked_heads
@@ -59,6 +60,11 @@ def load_foreign_on_gpu(
     if settings.is_batch_invariant:
         raise ConfigError(
             "--batch-invariant is set: must be off for a model that transformers computes"
+        )
+    if settings.cache_dtype is not CacheDtype.AUTO:
+        raise ConfigError(
+            f"--kv-cache-dtype is {settings.cache_dtype}: must be auto for a model that "
+            "transformers computes, which is held to its own logits before it serves"
         )
     if settings.block_size not in BLOCK_SIZES:
         allowed = ", ".join(map(str, BLOCK_SIZES))

@@ -1,5 +1,9 @@
 """The paged key and value cache on a GPU: for every layer two tensors, by block, head and token.
 
+In the dtype that the model computes in, or in float8 e4m3 with a scale of 1: numbers are rounded to
+three bits of fraction when they are written, and read as what they were rounded to, by the rows of
+the same pass too. So what a row sees does not depend on how its sequence was cut.
+
 Within a block the tokens of one key head follow one another, so that a tile of attention is one
 contiguous read. Knows nothing of sequences: who owns which block is `shared.engine.blocks`.
 """

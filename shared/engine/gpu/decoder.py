@@ -33,6 +33,11 @@ class GpuDecoder:
         device = weights.embedding.device
         self._cos_sin = table.transpose(1, 2).contiguous().to(device)  # [positions, 2, D / 2]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and logits."""
+        return self._weights.embedding.dtype
+
     def forward(
         self,
         buffers: RoundBuffers,

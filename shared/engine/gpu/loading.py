@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from shared.common.errors import ConfigError
-from shared.config.model import Dtype
+from shared.config.model import CacheDtype, Dtype
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.memory import MemoryPlan
 from shared.engine.gpu.runner import GpuRunner
@@ -19,6 +19,7 @@ DTYPES = {
     Dtype.FLOAT16: torch.float16,
     Dtype.FLOAT32: torch.float32,
 }
+FP8_CAPABILITY = (8, 9)  # of compute: from there on float8 e4m3 is converted by the GPU
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # what the attention kernel reads
 INVARIANT_ROWS = 128  # a pass of an 8 B model reads its weights as long as it computes so many
 PROBE_BYTES, PROBE_REPEATS = 1 << 30, 4  # far beyond any cache
@@ -35,11 +36,10 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
     if settings.block_size not in BLOCK_SIZES:
         allowed = ", ".join(map(str, BLOCK_SIZES))
         raise ConfigError(f"--block-size is {settings.block_size}: must be {allowed} on a GPU")
-    dtype = DTYPES[settings.dtype]
     return MemoryPlan(
         config=config,
-        dtype=dtype,
-        cache_dtype=dtype,
+        dtype=DTYPES[settings.dtype],
+        cache_dtype=cache_dtype_of(settings),
         total_bytes=total_bytes,
         max_rows=settings.max_rows,
         max_sequences=settings.max_sequences,
@@ -50,14 +50,34 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
     )
 
 
+def cache_dtype_of(settings: ModelSettings) -> torch.dtype:
+    """Of keys and values."""
+    is_fp8 = settings.cache_dtype is CacheDtype.FP8
+    return torch.float8_e4m3fn if is_fp8 else DTYPES[settings.dtype]
+
+
+def check_capability(settings: ModelSettings, capability: tuple[int, int]) -> None:
+    """Refuse what a GPU of this compute capability cannot do.
+
+    Raises:
+        ConfigError: a cache of 8 bits before Ada and Hopper.
+    """
+    if settings.cache_dtype is CacheDtype.FP8 and capability < FP8_CAPABILITY:
+        raise ConfigError(
+            f"--kv-cache-dtype is fp8: must be auto on a GPU of compute capability "
+            f"{'.'.join(map(str, capability))}, fp8 needs {'.'.join(map(str, FP8_CAPABILITY))}"
+        )
+
+
 def measured_plan(directory: Path, settings: ModelSettings) -> str:
     """The plan for this GPU as text, with the floor that its measured copy bandwidth sets.
 
     Raises:
-        ConfigError: as `memory_plan`, or the directory is none.
+        ConfigError: as `memory_plan` and `check_capability`, or the directory is none.
     """
     device = torch.device("cuda")
     total_bytes = torch.cuda.get_device_properties(device).total_memory
+    check_capability(settings, torch.cuda.get_device_capability(device))
     plan = memory_plan(ModelConfig.from_directory(directory), settings, total_bytes)
     return plan.render(bandwidth=_copy_bandwidth(device))
 
@@ -71,9 +91,10 @@ def load_on_gpu(
         The model, its sampler, and the blocks of its cache.
 
     Raises:
-        ConfigError: the model is not supported, or does not fit; with the memory plan.
+        ConfigError: the model or the GPU is not supported, or it does not fit; with the plan.
     """
     device = torch.device("cuda")
+    check_capability(settings, torch.cuda.get_device_capability(device))
     config = ModelConfig.from_directory(directory)
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     plan = memory_plan(config, settings, total_bytes)
@@ -83,6 +104,7 @@ def load_on_gpu(
         plan.limits(num_blocks),
         device=device,
         dtype=DTYPES[settings.dtype],
+        cache_dtype=cache_dtype_of(settings),
         progress=progress,
     )
     # Every sequence of a round is sampled at one row at least, prefill included.

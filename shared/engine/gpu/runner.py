@@ -55,9 +55,18 @@ class GpuRunner(Runner):
         *,
         device: torch.device,
         dtype: torch.dtype,
+        cache_dtype: torch.dtype | None = None,
         progress: Progress,
     ) -> "GpuRunner":
         """Load a Hugging Face directory, allocate its cache and capture its graphs.
+
+        Args:
+            model_dir: of the model.
+            limits: of its rounds.
+            device: where it lives.
+            dtype: of weights, activations and logits.
+            cache_dtype: of keys and values; None for the same, or float8 e4m3.
+            progress: called while weights are loaded and graphs captured.
 
         Raises:
             ConfigError: the directory does not hold a model of the supported kinds.
@@ -74,7 +83,7 @@ class GpuRunner(Runner):
             config,
             num_blocks=limits.num_blocks,
             block_size=limits.block_size,
-            dtype=dtype,
+            dtype=cache_dtype or dtype,
             device=device,
         )
         runner = cls(config, GpuDecoder(config, weights, cache), cache, limits)
@@ -88,7 +97,7 @@ class GpuRunner(Runner):
         rows, tiles = self._limits.graph_rows, self._limits.graph_tiles
         if not rows:
             return
-        vocab_size, dtype = self.config.vocab_size, self._cache.layers[0][0].dtype
+        vocab_size, dtype = self.config.vocab_size, self._decoder.dtype
         logits = torch.empty(rows[-1], vocab_size, dtype=dtype, device=self.device)
         self._buffers.stage([Span([0], 0, [0], 1)])
         graphs = RoundGraphs(self._launch, logits, rows, tiles)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.common.errors import ConfigError
-from shared.config.model import Dtype
+from shared.config.model import CacheDtype, Dtype
 from shared.engine.config import ModelConfig
 from shared.engine.foreign.config import ForeignConfig, LayerAttention
 from shared.engine.foreign.gpu_loading import MeasuredPlan, load_foreign_on_gpu
@@ -68,6 +68,7 @@ def test_a_model_that_leaves_no_room_is_refused_with_the_plan() -> None:
     ("changes", "message"),
     [
         ({"is_batch_invariant": True}, "--batch-invariant is set: must be off"),
+        ({"cache_dtype": CacheDtype.FP8}, "--kv-cache-dtype is fp8: must be auto for a model"),
         ({"block_size": 8}, "--block-size is 8: must be 16, 32, 64, 128, 256"),
     ],
 )

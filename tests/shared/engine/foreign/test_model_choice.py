@@ -1,5 +1,6 @@
 """Which code computes a model: `shared.engine.models` chooses by its architecture."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import structlog
 import torch
 
 from shared.common.errors import ConfigError
-from shared.config.model import Dtype
+from shared.config.model import CacheDtype, Dtype
 from shared.engine.models import load_model
 from shared.engine.settings import ModelSettings
 from shared.engine.spans import Span
@@ -55,6 +56,14 @@ def test_an_unknown_architecture_is_refused(model_type: str, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(f'{{"model_type": {model_type}}}')
     with pytest.raises(ConfigError, match=r"model_type is .*; allowed: a causal"):
         load_model(tmp_path, SETTINGS)
+
+
+def test_a_cache_of_eight_bits_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    """By the flag's name, whatever the model."""
+    save_checkpoint(tmp_path, CONFIGS["llama"])
+    settings = dataclasses.replace(SETTINGS, cache_dtype=CacheDtype.FP8)
+    with pytest.raises(ConfigError, match="--kv-cache-dtype is fp8: must be auto on a CPU"):
+        load_model(tmp_path, settings)
 
 
 def test_our_own_decoder_starts_without_transformers(tmp_path: Path) -> None:
