@@ -6,83 +6,80 @@ after the last match adds its own choice, unless it is unusable.
 Source: docs/design.md, sampled verification.
 """
 
-import itertools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu import gumbel_choice as columns
+
 BLOCK_SIZE = 32  # rows at a time: most requests have fewer
 NUM_WARPS = 1
 
+_DRAFT, _NUM_ROWS = tl.constexpr(columns.DRAFT), tl.constexpr(columns.NUM_ROWS)
+_NUM_FIELDS = tl.constexpr(columns.NUM_FIELDS)
 
-def accept_drafts_reference(chosen: Tensor, drafts: Tensor, row_starts: Tensor) -> Tensor:
+
+def accept_drafts_reference(chosen: Tensor, rows: Tensor) -> Tensor:
     """Arguments and result as `accept_drafts`."""
-    counts = []
-    for start, end in itertools.pairwise(row_starts.tolist()):
-        count = 0
-        for token_id, draft in zip(chosen[start:end].tolist(), drafts[start:end], strict=True):
-            count += token_id >= 0
+    counts = [0] * len(chosen)
+    for start, num_rows in enumerate(rows[: len(chosen), columns.NUM_ROWS].tolist()):
+        own = slice(start, start + num_rows)
+        drafts = rows[own, columns.DRAFT].tolist()
+        for token_id, draft in zip(chosen[own].tolist(), drafts, strict=True):
+            counts[start] += token_id >= 0
             if token_id < 0 or token_id != draft:
                 break
-        counts.append(count)
     return torch.tensor(counts, dtype=torch.int32, device=chosen.device)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _accept_drafts_kernel(
     chosen_ptr: tl.tensor,  # [T] int32, -1 of an unusable row
-    drafts_ptr: tl.tensor,  # [T] int64
-    row_starts_ptr: tl.tensor,  # [R + 1] int64
-    num_confirmed_ptr: tl.tensor,  # [R] int32, written
+    rows_ptr: tl.tensor,  # [T, NUM_FIELDS] int64
+    num_confirmed_ptr: tl.tensor,  # [T] int32, written
     block_size: tl.constexpr,
 ) -> None:
-    request = tl.program_id(0)
-    start = tl.load(row_starts_ptr + request)
-    end = tl.load(row_starts_ptr + request + 1)
+    start = tl.program_id(0).to(tl.int64)
+    num_rows = tl.load(rows_ptr + start * _NUM_FIELDS + _NUM_ROWS)
+    end = start + num_rows
     row, block_start = start, start
     while (row == block_start) & (row < end):  # all of the blocks before matched
         rows = block_start + tl.arange(0, block_size)
         is_inside = rows < end
         chosen = tl.load(chosen_ptr + rows, mask=is_inside, other=-1)
-        drafts = tl.load(drafts_ptr + rows, mask=is_inside, other=-1)
+        drafts = tl.load(rows_ptr + rows * _NUM_FIELDS + _DRAFT, mask=is_inside, other=-1)
         is_match = (chosen == drafts) & (chosen >= 0)
         block_start += block_size
         row = tl.min(tl.where(is_match, block_start, rows), axis=0)
     own = tl.load(chosen_ptr + row, mask=row < end, other=-1)
     confirmed = row - start + (own >= 0).to(tl.int64)
-    tl.store(num_confirmed_ptr + request, confirmed.to(tl.int32))
+    tl.store(num_confirmed_ptr + start, confirmed.to(tl.int32))
 
 
-def accept_drafts(
-    chosen: Tensor, drafts: Tensor, row_starts: Tensor, out: Tensor | None = None
-) -> Tensor:
+def accept_drafts(chosen: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Count what each request confirms: leading rows that equal their drafts, and one more.
 
     Args:
         chosen: [T] int32, the token chosen at each row; -1 of an unusable row.
-        drafts: [T] int64, the guess for that token; -1 where there is none, as at a request's last
-            row.
-        row_starts: [R + 1] int64; rows row_starts[r] .. row_starts[r + 1] are request r's, maybe
-            none.
-        out: [R] int32; allocated if not given.
+        rows: [T or more, NUM_FIELDS] int64, contiguous: the columns of gumbel_choice.
+        out: [T or more] int32; allocated if not given.
 
     Returns:
-        `out`: the first so many choices of each request are confirmed.
+        `out`: at a request's first row how many of its choices are confirmed, 0 at other rows.
     """
-    num_requests = len(row_starts) - 1
-    out = chosen.new_empty(num_requests) if out is None else out
+    num_rows = len(chosen)
+    out = chosen.new_empty(num_rows) if out is None else out
     assert chosen.dtype == out.dtype == torch.int32
-    assert drafts.dtype == row_starts.dtype == torch.int64
-    assert len(out) == num_requests
-    for tensor in (chosen, drafts, row_starts, out):
+    assert rows.dtype == torch.int64
+    assert rows.shape[1:] == (columns.NUM_FIELDS,)
+    for tensor in (chosen, rows, out):
         assert tensor.is_contiguous()
-    if num_requests:
-        _accept_drafts_kernel[(num_requests,)](
+        assert len(tensor) >= num_rows
+    if num_rows:
+        _accept_drafts_kernel[(num_rows,)](
             chosen,
-            drafts,
-            row_starts,
+            rows,
             out,
             block_size=BLOCK_SIZE,
             num_warps=NUM_WARPS,

@@ -29,9 +29,8 @@ NUM_FILTERS = 3
 
 _TOP_K, _TOP_P, _LOG_MIN_P = tl.constexpr(TOP_K), tl.constexpr(TOP_P), tl.constexpr(LOG_MIN_P)
 _NUM_FILTERS, _NUM_FIELDS = tl.constexpr(NUM_FILTERS), tl.constexpr(columns.NUM_FIELDS)
-_TEMPERATURE, _SOURCE = tl.constexpr(columns.TEMPERATURE), tl.constexpr(columns.SOURCE)
+_TEMPERATURE, _IS_USED = tl.constexpr(columns.TEMPERATURE), tl.constexpr(columns.IS_USED)
 _MIN_VALUE, _MIN_LOGIT = tl.constexpr(columns.MIN_VALUE), tl.constexpr(columns.MIN_LOGIT)
-_OWN_LOGITS = tl.constexpr(columns.OWN_LOGITS)
 _LOWEST = tl.constexpr(columns.LOWEST)
 _MAX_INT64 = tl.constexpr(2**63 - 1)
 # Far above the rounding of a float64 product and its conversion to float32: below this a token
@@ -40,7 +39,7 @@ _SLACK = tl.constexpr(1e-6)
 
 
 def filter_rows_reference(logits: Tensor, rows: Tensor, filters: Tensor) -> list[float]:
-    """The MIN_VALUE of each row by sorting; arguments as `filter_rows`, without `adjusted`."""
+    """The MIN_VALUE of each row by sorting; arguments as `filter_rows`."""
     thresholds = []
     for row in range(len(rows)):
         temperature = rows.view(torch.float64)[row, columns.TEMPERATURE]
@@ -173,7 +172,6 @@ def _filter_rows_kernel(  # noqa: PLR0917  # kernels take their arguments by pos
     logits_ptr: tl.tensor,  # [T, V]
     row_stride: tl.tensor,  # elements
     vocab_size: tl.tensor,
-    adjusted_ptr: tl.tensor,  # [A, V] float64, contiguous; None: no row is adjusted
     rows_ptr: tl.tensor,  # [T, NUM_FIELDS] int64
     filters_ptr: tl.tensor,  # [T, NUM_FILTERS] int64
     block_size: tl.constexpr,
@@ -181,40 +179,27 @@ def _filter_rows_kernel(  # noqa: PLR0917  # kernels take their arguments by pos
     row = tl.program_id(0).to(tl.int64)
     fields_ptr = rows_ptr + row * _NUM_FIELDS
     filters_ptr += row * _NUM_FILTERS
-    source = tl.load(fields_ptr + _SOURCE)
+    is_used = tl.load(fields_ptr + _IS_USED) != 0
     temperature = tl.load(fields_ptr + _TEMPERATURE).to(tl.float64, bitcast=True)
     top_k = tl.load(filters_ptr + _TOP_K)
     top_p = tl.load(filters_ptr + _TOP_P).to(tl.float64, bitcast=True)
     log_min_p = tl.load(filters_ptr + _LOG_MIN_P).to(tl.float64, bitcast=True)
     is_on = (top_k > 0) | (top_p < 1.0) | (log_min_p > _LOWEST)
-    if is_on & (temperature > 0.0) & (source >= _OWN_LOGITS):
-        own_ptr = logits_ptr + row * row_stride
-        if adjusted_ptr is None:  # noqa: SIM114  # decided by the compiler, the next at run time
-            _filter_row(
-                own_ptr, vocab_size, fields_ptr, temperature, top_k, top_p, log_min_p, block_size
-            )
-        elif source == _OWN_LOGITS:
-            _filter_row(
-                own_ptr, vocab_size, fields_ptr, temperature, top_k, top_p, log_min_p, block_size
-            )
-        else:
-            other_ptr = adjusted_ptr + source * vocab_size
-            _filter_row(
-                other_ptr, vocab_size, fields_ptr, temperature, top_k, top_p, log_min_p, block_size
-            )
+    if is_on & (temperature > 0.0) & is_used:
+        row_ptr = logits_ptr + row * row_stride
+        _filter_row(
+            row_ptr, vocab_size, fields_ptr, temperature, top_k, top_p, log_min_p, block_size
+        )
 
 
-def filter_rows(
-    logits: Tensor, rows: Tensor, filters: Tensor, *, adjusted: Tensor | None = None
-) -> None:
+def filter_rows(logits: Tensor, rows: Tensor, filters: Tensor) -> None:
     """Set MIN_VALUE and MIN_LOGIT of every row that has a filter and a temperature.
 
     Args:
-        logits: [T, V] bf16 or float32; rows may lie further apart than V.
+        logits: [T, V] bf16, float16, float32 or float64; rows may lie further apart than V.
         rows: [T or more, NUM_FIELDS] int64, contiguous: the columns of gumbel_choice; changed in
-            place. An unusable row is left as it is.
+            place. A row that is unusable, or not used, is left as it is.
         filters: [T or more, NUM_FILTERS] int64, contiguous; the columns are described above.
-        adjusted: [A, V] float64, contiguous: what replaces the logits of some rows.
     """
     num_rows, vocab_size = logits.shape
     assert logits.stride(1) == 1
@@ -228,7 +213,6 @@ def filter_rows(
             logits,
             logits.stride(0),
             vocab_size,
-            adjusted,
             rows,
             filters,
             block_size=BLOCK_SIZE,

@@ -40,16 +40,14 @@ POSITION = 1  # absolute index of the token being chosen
 TEMPERATURE = 2  # *
 MIN_VALUE = 3  # * what (logit - best) / temperature has to reach
 MIN_LOGIT = 4  # * at most the smallest logit that reaches it: a block below need not be looked at
-SOURCE = 5  # OWN_LOGITS, NO_ROW, or the row of `adjusted` that replaces the logits
-NUM_FIELDS = 6
-
-OWN_LOGITS = -1
-NO_ROW = -2  # padding: nothing is read, and -1 is chosen
+IS_USED = 5  # 0: nobody's, or chosen elsewhere: nothing is read, and -1 is chosen
+DRAFT = 6  # for accept_drafts: the guess for the token chosen here, -1 where there is none
+NUM_ROWS = 7  # for accept_drafts: of the request whose first row this is; 0 at its other rows
+NUM_FIELDS = 8
 
 _SEED, _POSITION, _TEMPERATURE = tl.constexpr(SEED), tl.constexpr(POSITION), tl.constexpr(2)
 _MIN_VALUE, _MIN_LOGIT = tl.constexpr(MIN_VALUE), tl.constexpr(MIN_LOGIT)
-_SOURCE, _NUM_FIELDS = tl.constexpr(SOURCE), tl.constexpr(NUM_FIELDS)
-_OWN_LOGITS, _NO_ROW = tl.constexpr(OWN_LOGITS), tl.constexpr(NO_ROW)
+_IS_USED, _NUM_FIELDS = tl.constexpr(IS_USED), tl.constexpr(NUM_FIELDS)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST_32 = tl.constexpr(-3.4028234663852886e38)
 # float32 rounding in the bounds is below 1e-4 for every token that may win, which is one within
@@ -59,7 +57,7 @@ _NO_ID = tl.constexpr(2**31 - 1)
 
 
 def gumbel_choice_reference(logits: Tensor, rows: Tensor, num: int = 1) -> list[Top]:
-    """By definition, row after row; arguments as `gumbel_choice`, without padding or `adjusted`."""
+    """By definition, row after row; arguments as `gumbel_choice`, every row used."""
     tops = []
     floats = rows.view(torch.float64)
     for values, numbers, words in zip(
@@ -79,47 +77,41 @@ def gumbel_choice_reference(logits: Tensor, rows: Tensor, num: int = 1) -> list[
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _bound_blocks_kernel(  # noqa: PLR0917  # kernels take their arguments by position
-    logits_ptr: tl.tensor,  # [T, V], or adjusted ones [A, V] float64
+    logits_ptr: tl.tensor,  # [T, V]
     row_stride: tl.tensor,  # elements
     vocab_size: tl.tensor,
     rows_ptr: tl.tensor,  # [T, NUM_FIELDS] int64
-    owners_ptr: tl.tensor,  # [A] int32, the row of each adjusted one; -1 of none. None: all T rows
     best_ptr: tl.tensor,  # [T, num_blocks] float64, written: +inf if a logit is NaN or +inf
     arrival_ptr: tl.tensor,  # [T, num_blocks] float32, written where there is a temperature
     block_size: tl.constexpr,
 ) -> None:
-    block, source = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_blocks = tl.num_programs(0)
-    row = source
-    if owners_ptr is not None:
-        row = tl.load(owners_ptr + source).to(tl.int64)
-    if row >= 0:
-        fields_ptr = rows_ptr + row * _NUM_FIELDS
-        has_own = tl.load(fields_ptr + _SOURCE) == _OWN_LOGITS
-        if (owners_ptr is not None) or has_own:
-            token_ids = block * block_size + tl.arange(0, block_size)
-            is_inside = token_ids < vocab_size
-            logits = tl.load(
-                logits_ptr + source * row_stride + token_ids, mask=is_inside, other=float("-inf")
-            )
-            if owners_ptr is None:
-                logits = logits.to(tl.float32)
-            best = tl.max(tl.where(logits < float("inf"), logits, float("inf")), axis=0)
-            place = row * num_blocks + block
-            tl.store(best_ptr + place, best.to(tl.float64))
-            temperature = tl.load(fields_ptr + _TEMPERATURE).to(tl.float64, bitcast=True)
-            is_finite = (best > float("-inf")) & (best < float("inf"))
-            if is_finite & (temperature > 0.0):
-                floor = tl.load(fields_ptr + _MIN_LOGIT).to(tl.float64, bitcast=True)
-                if owners_ptr is None:
-                    floor = tl.maximum(floor, _LOWEST_32).to(tl.float32)
-                # Within float32; requests have temperatures far from these ends.
-                scale = tl.minimum(tl.maximum(_LOG2E / temperature, 1e-38), 1e38)
-                behind = (best - logits).to(tl.float32) * scale.to(tl.float32)
-                position, seed = tl.load(fields_ptr + _POSITION), tl.load(fields_ptr + _SEED)
-                arrivals = lowest_arrival(random_words(token_ids, position, seed))
-                arrivals = tl.where(logits >= floor, arrivals * tl.exp2(behind), float("inf"))
-                tl.store(arrival_ptr + place, tl.min(arrivals, axis=0))
+    block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    fields_ptr = rows_ptr + row * _NUM_FIELDS
+    if tl.load(fields_ptr + _IS_USED) != 0:
+        is_double: tl.constexpr = logits_ptr.dtype.element_ty == tl.float64
+        token_ids = block * block_size + tl.arange(0, block_size)
+        is_inside = token_ids < vocab_size
+        logits = tl.load(
+            logits_ptr + row * row_stride + token_ids, mask=is_inside, other=float("-inf")
+        )
+        if not is_double:
+            logits = logits.to(tl.float32)
+        best = tl.max(tl.where(logits < float("inf"), logits, float("inf")), axis=0)
+        place = row * tl.num_programs(0) + block
+        tl.store(best_ptr + place, best.to(tl.float64))
+        temperature = tl.load(fields_ptr + _TEMPERATURE).to(tl.float64, bitcast=True)
+        is_finite = (best > float("-inf")) & (best < float("inf"))
+        if is_finite & (temperature > 0.0):
+            floor = tl.load(fields_ptr + _MIN_LOGIT).to(tl.float64, bitcast=True)
+            if not is_double:
+                floor = tl.maximum(floor, _LOWEST_32).to(tl.float32)
+            # Within float32; requests have temperatures far from these ends.
+            scale = tl.minimum(tl.maximum(_LOG2E / temperature, 1e-38), 1e38)
+            behind = (best - logits).to(tl.float32) * scale.to(tl.float32)
+            position, seed = tl.load(fields_ptr + _POSITION), tl.load(fields_ptr + _SEED)
+            arrivals = lowest_arrival(random_words(token_ids, position, seed))
+            arrivals = tl.where(logits >= floor, arrivals * tl.exp2(behind), float("inf"))
+            tl.store(arrival_ptr + place, tl.min(arrivals, axis=0))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -202,7 +194,6 @@ def _choose_kernel(  # noqa: PLR0917  # kernels take their arguments by position
     logits_ptr: tl.tensor,  # [T, V]
     row_stride: tl.tensor,  # elements
     vocab_size: tl.tensor,
-    adjusted_ptr: tl.tensor,  # [A, V] float64, contiguous; None: no row is adjusted
     rows_ptr: tl.tensor,  # [T, NUM_FIELDS] int64
     best_ptr: tl.tensor,  # [T, num_blocks] float64
     arrival_ptr: tl.tensor,  # [T, num_blocks] float32
@@ -214,11 +205,10 @@ def _choose_kernel(  # noqa: PLR0917  # kernels take their arguments by position
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     fields_ptr = rows_ptr + row * _NUM_FIELDS
-    source = tl.load(fields_ptr + _SOURCE)
     temperature = tl.load(fields_ptr + _TEMPERATURE).to(tl.float64, bitcast=True)
     num_blocks = tl.cdiv(vocab_size, block_size)
     blocks = tl.arange(0, max_blocks)
-    used_blocks = tl.where(source == _NO_ROW, 0, num_blocks)
+    used_blocks = tl.where(tl.load(fields_ptr + _IS_USED) != 0, num_blocks, 0)
     start = row * num_blocks
     bounds, best = _bounds_of_row(
         best_ptr + start, arrival_ptr + start, blocks, used_blocks, temperature
@@ -232,14 +222,8 @@ def _choose_kernel(  # noqa: PLR0917  # kernels take their arguments by position
     bound, block = _first_best(bounds, blocks)
     while _may_enter(bound, block * block_size, worst, worst_id):
         token_ids = block * block_size + tl.arange(0, block_size)
-        own_ptr = logits_ptr + row * row_stride
-        if adjusted_ptr is None:  # noqa: SIM114  # decided by the compiler, the next at run time
-            scores = _scores_of_block(own_ptr, token_ids, vocab_size, best, fields_ptr)
-        elif source == _OWN_LOGITS:
-            scores = _scores_of_block(own_ptr, token_ids, vocab_size, best, fields_ptr)
-        else:
-            other_ptr = adjusted_ptr + source * vocab_size
-            scores = _scores_of_block(other_ptr, token_ids, vocab_size, best, fields_ptr)
+        row_ptr = logits_ptr + row * row_stride
+        scores = _scores_of_block(row_ptr, token_ids, vocab_size, best, fields_ptr)
         top, top_id = _first_best(scores, token_ids)
         while _may_enter(top, top_id, worst, worst_id):
             is_worst = (found == worst) & (found_ids == worst_id)
@@ -270,13 +254,6 @@ class Choice(NamedTuple):
     scores: Tensor  # [T, num] float64
 
 
-class Adjusted(NamedTuple):
-    """Rows that replace rows of the logits."""
-
-    logits: Tensor  # [A, V] float64, contiguous
-    owners: Tensor  # [A] int32: the row whose SOURCE this is, -1 where nobody's
-
-
 def new_workspace(num_rows: int, vocab_size: int, device: torch.device | str) -> Workspace:
     """Room for up to `num_rows` rows."""
     shape = (num_rows, triton.cdiv(vocab_size, BLOCK_SIZE))
@@ -284,6 +261,12 @@ def new_workspace(num_rows: int, vocab_size: int, device: torch.device | str) ->
         torch.empty(shape, dtype=torch.float64, device=device),
         torch.empty(shape, dtype=torch.float32, device=device),
     )
+
+
+def workspace_bytes(num_rows: int, vocab_size: int) -> int:
+    """Of `new_workspace`."""
+    item_bytes = 8 + 4  # float64 and float32
+    return num_rows * -(-vocab_size // BLOCK_SIZE) * item_bytes
 
 
 def new_choice(num_rows: int, num: int, device: torch.device | str) -> Choice:
@@ -299,17 +282,15 @@ def gumbel_choice(
     rows: Tensor,
     *,
     num: int = 1,
-    adjusted: Adjusted | None = None,
     workspace: Workspace | None = None,
     out: Choice | None = None,
 ) -> Choice:
-    """The best `num` tokens of each row and their scores, in two launches (three with `adjusted`).
+    """The best `num` tokens of each row and their scores, in two launches.
 
     Args:
-        logits: [T, V] bf16 or float32; rows may lie further apart than V.
+        logits: [T, V] bf16, float16, float32, or float64; rows may lie further apart than V.
         rows: [T or more, NUM_FIELDS] int64, contiguous; the columns are described above.
         num: at least 1; a handful.
-        adjusted: what replaces some of the rows.
         workspace: for at least T rows of V tokens; allocated if not given.
         out: at least T rows; allocated if not given.
 
@@ -331,16 +312,20 @@ def gumbel_choice(
         assert len(tensor) >= num_rows
     if not num_rows:
         return out
-    _bound_blocks(logits, None, rows, workspace)
-    if adjusted is not None:
-        assert adjusted.logits.is_contiguous()
-        assert adjusted.logits.shape == (len(adjusted.owners), vocab_size)
-        _bound_blocks(adjusted.logits, adjusted.owners, rows, workspace)
+    _bound_blocks_kernel[(num_blocks, num_rows)](
+        logits,
+        logits.stride(0),
+        vocab_size,
+        rows,
+        *workspace,
+        block_size=BLOCK_SIZE,
+        num_warps=NUM_BOUND_WARPS,
+        num_stages=1,
+    )
     _choose_kernel[(num_rows,)](
         logits,
         logits.stride(0),
         vocab_size,
-        None if adjusted is None else adjusted.logits,
         rows,
         *workspace,
         *out,
@@ -351,20 +336,3 @@ def gumbel_choice(
         num_stages=1,
     )
     return out
-
-
-def _bound_blocks(
-    logits: Tensor, owners: Tensor | None, rows: Tensor, workspace: Workspace
-) -> None:
-    num_rows, vocab_size = logits.shape
-    _bound_blocks_kernel[(triton.cdiv(vocab_size, BLOCK_SIZE), num_rows)](
-        logits,
-        logits.stride(0),
-        vocab_size,
-        rows,
-        owners,
-        *workspace,
-        block_size=BLOCK_SIZE,
-        num_warps=NUM_BOUND_WARPS,
-        num_stages=1,
-    )

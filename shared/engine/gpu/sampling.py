@@ -1,37 +1,55 @@
 """The sampler on a GPU: the tokens of shared/engine/sampling.py, chosen where the logits are.
 
-A round is staged (parameters of all rows, one copy to the device), launched (kernels alone, which
-read everything from the device, so that a graph can hold them), fetched (one copy back) and
-collected (one wait). One round at a time: where rounds overlap, two samplers take turns.
+A round is staged (written on the host), launched (one copy to the device, kernels, one copy back)
+and collected (one wait). Everything that varies is read from the device, so a launch over logits
+that graphs write is itself a graph, replayed. One round at a time: where rounds overlap, two
+samplers take turns.
 
-Filters and adjustments cost only rounds that have them: such a round is longer by their kernels,
-whose number depends on what was staged, so a graph can only hold a round that `is_plain`.
+Filters and adjustments cost only rounds that have them: these are launched kernel by kernel.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.gpu import filter_rows as filter_columns
 from kernels.gpu import gumbel_choice as columns
 from kernels.gpu.accept_drafts import accept_drafts
 from kernels.gpu.filter_rows import filter_rows
-from kernels.gpu.gumbel_choice import Choice, gumbel_choice, new_choice, new_workspace
+from kernels.gpu.gumbel_choice import gumbel_choice, new_workspace, workspace_bytes
 from kernels.gumbel_top import Top
-from shared.engine.adjustments import changes_logits
-from shared.engine.filters import has_filters
-from shared.engine.gpu.adjusted_rows import AdjustedRows, Changes, changes_of_rows
+from shared.engine.gpu.adjusted_rows import (
+    MAX_CHANGES,
+    AdjustedRows,
+    Changes,
+    Piece,
+    changes_of_rows,
+    pieces_of,
+)
+from shared.engine.gpu.sampler_buffers import NO_DRAFT, SamplerInputs, SamplerResults
 from shared.engine.samplers import Collect
 from shared.engine.sampling import NOTHING, Row, VerifyRequest
 from shared.protocol.sampling import SamplingParams
 
-Ids = NDArray[np.int64]
-NO_DRAFT = -1
-MAX_TOP_K = 2**31  # more than any vocabulary: off
+MAX_RANKS = 4  # of a ranking: a guess and what may be right in its place
+# Together they take every way through the kernels: plain, filtered, adjusted, and both.
+_WARM_UP_PARAMS = tuple(
+    SamplingParams(seed=0, temperature=0.7, top_p=top_p, repetition_penalty=penalty)
+    for top_p in (1.0, 0.9)
+    for penalty in (1.0, 1.1)
+)
+
+
+class _Graphs(NamedTuple):
+    """Launches over logits that are always in the same place."""
+
+    logits: Tensor  # [max_rows, V]
+    sizes: Sequence[int]  # ascending
+    replays: dict[tuple[int, int], Callable[[], None]]  # by number of rows and of ranks
 
 
 class GpuSampler:
@@ -48,211 +66,248 @@ class GpuSampler:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._is_cuda = self._device.type == "cuda"
-        self._host = _Inputs(max_rows, "cpu", is_pinned=self._is_cuda)
-        self._inputs = _Inputs(max_rows, self._device)
+        self._inputs = SamplerInputs(max_rows, self._device)
         self._workspace = new_workspace(max_rows, vocab_size, self._device)
-        # First row: chosen tokens; second: how many of them each request confirms.
-        shape = (2, max_rows)
-        self._results = torch.empty(shape, dtype=torch.int32, device=self._device)
-        self._host_results = torch.empty(shape, dtype=torch.int32, pin_memory=self._is_cuda)
-        scores = torch.empty((max_rows, 1), dtype=torch.float64, device=self._device)
-        self._choice = Choice(self._results[0].view(max_rows, 1), scores)
-        self._staged = _new_event() if self._is_cuda else None
-        self._fetched = _new_event() if self._is_cuda else None
-        self._starts: list[int] = [0]
-        self._has_filters = False
-        self._adjusted_rows: AdjustedRows | None = None
+        num_bytes = SamplerResults.num_bytes(max_rows, MAX_RANKS)
+        self._device_results = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        self._host_results = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda)
+        self._results: dict[tuple[int, int], SamplerResults] = {}  # by rows and ranks: views
+        self._adjusted_rows = AdjustedRows(max_rows, vocab_size, self._device)
+        self._pieces: list[Piece] = []
+        self._done = _new_event() if self._is_cuda else None
+        self._graphs: _Graphs | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether what is staged needs neither filters nor adjustments."""
-        return not self._has_filters and self._adjusted_rows is None
+        return not self._inputs.has_filters and not self._pieces
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
-        """See `shared.engine.sampling.verify`; logits [T, V] bf16 or float32, on the device."""
+        """See `shared.engine.sampling.verify`; logits [T, V] 16 bits or float32, on the device."""
         return self.begin_verify(logits, requests)()
 
     def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
-        """See `shared.engine.samplers.Sampler`."""
-        assert len(logits) == sum(len(request.draft_token_ids) + 1 for request in requests)
+        """See `shared.engine.samplers.Sampler`. Without requests nothing is launched."""
+        if not requests:
+            return list
         self.stage(requests)
-        self.launch(logits)
-        self.fetch()
-        return self.collect
+        assert len(logits) == self._inputs.num_rows
+        results = self.launch(logits)
+        return lambda: self.confirmed(results)
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
-        """See `shared.engine.sampling.rank`; however far behind, no token is left out."""
-        requests = [VerifyRequest(row.params, row.token_ids, row.prompt_len, ()) for row in rows]
-        self.stage(requests)
-        choice = new_choice(len(rows), num, self._device)
-        self._choose(logits, num, choice)
-        packed = torch.cat([choice.scores, choice.token_ids.double()], dim=1)
-        return [_top(numbers[num:], numbers[:num]) for numbers in packed.tolist()]
+        """See `shared.engine.sampling.rank`; however far behind, no token is left out.
+
+        Without rows nothing is launched.
+        """
+        if not rows:
+            return []
+        self._stage(rows, [1] * len(rows), None)
+        results = self.launch(logits, num)
+        self._wait()
+        token_ids, scores = results.host_token_ids[: len(rows)], results.host_scores[: len(rows)]
+        ranked = zip(token_ids.tolist(), scores.tolist(), strict=True)
+        if token_ids[:, -1].min() >= 0:  # every row has as many as were asked for
+            return [Top(*pair) for pair in ranked]
+        return [_top(*pair) for pair in ranked]
 
     def stage(self, requests: Sequence[VerifyRequest]) -> None:
-        """Send what the kernels need to know to the device; does not wait for it."""
-        if self._staged is not None:
-            self._staged.synchronize()  # the last round's copy still read the buffer
-        seeds, temperatures, lengths = [], [], []
+        """Write on the host what the kernels need to know. The round before must be over."""
+        counts: list[int] = []
         drafts: list[int] = []
-        starts = [0]
-        filtered, adjusted = [], []
-        for index, request in enumerate(requests):
-            params, num_tokens = request.params, len(request.token_ids)
-            seeds.append(params.seed)
-            temperatures.append(params.temperature)
-            lengths.append(num_tokens)
+        for request in requests:
+            counts.append(len(request.draft_token_ids) + 1)
             drafts += request.draft_token_ids
             drafts.append(NO_DRAFT)
-            starts.append(len(drafts))
-            if has_filters(params) and params.temperature > 0:
-                filtered.append(index)
-            if changes_logits(params, num_tokens - request.prompt_len):
-                adjusted.append(index)
-        assert len(drafts) <= self._max_rows
-        self._starts = starts
-        words = _as_words(drafts)
-        self._host.fill(seeds, temperatures, lengths, words, starts)
-        self._has_filters = bool(filtered)
-        if filtered:
-            self._host.fill_filters({index: requests[index].params for index in filtered}, starts)
-        self._adjusted_rows = self._adjust(requests, adjusted, words) if adjusted else None
-        self._inputs.packed.copy_(self._host.packed, non_blocking=True)
-        if self._staged is not None:
-            self._staged.record()
+        self._stage(requests, counts, drafts if len(drafts) > len(counts) else None)
 
-    def launch(self, logits: Tensor) -> None:
-        """Choose and accept: kernels on the current stream, and nothing else.
+    def launch(self, logits: Tensor, num: int = 1) -> SamplerResults:
+        """Choose, and with `num` 1 accept; does not wait.
 
         Args:
-            logits: [T, V] bf16 or float32 with at least the staged rows; the others are ignored.
+            logits: [T, V] with at least the staged rows; the others are ignored.
+            num: how many of each row are wanted, best first.
+
+        Returns:
+            Where it will be, in the first rows of the host's part.
         """
-        num_rows = len(logits)
-        assert self._starts[-1] <= num_rows <= self._max_rows
+        assert self._inputs.num_rows <= len(logits) <= self._max_rows
         assert logits.shape[1] == self._vocab_size
-        self._choose(logits, 1, self._choice)
-        accept_drafts(
-            self._results[0],
-            self._inputs.drafts,
-            self._inputs.row_starts[: num_rows + 1],
-            out=self._results[1, :num_rows],
-        )
+        size = self._captured_size(logits, num)
+        if size is not None and self._graphs is not None:
+            results = self._results_of(size, num)
+            self._graphs.replays[size, num]()
+        else:
+            results = self._results_of(self._rounded(len(logits)), num)
+            self._run(logits, results)
+        if self._done is not None:
+            self._done.record()
+        return results
 
-    def fetch(self) -> None:
-        """Send the results to the host; does not wait for them."""
-        self._host_results.copy_(self._results, non_blocking=True)
-        if self._fetched is not None:
-            self._fetched.record()
+    def confirmed(self, results: SamplerResults) -> list[list[int]]:
+        """Wait for a launch: the confirmed tokens of each staged request."""
+        self._wait()
+        inputs = self._inputs
+        chosen = results.host_token_ids[: inputs.num_rows, 0].tolist()
+        counts = results.host_num_confirmed[inputs.first_rows].tolist()
+        spans = zip(inputs.starts, counts, strict=False)  # starts end with the number of rows
+        return [chosen[start : start + count] for start, count in spans]
 
-    def collect(self) -> list[list[int]]:
-        """Wait for the results: the confirmed tokens of each staged request."""
-        if self._fetched is not None:
-            self._fetched.synchronize()
-        num_rows, starts = self._starts[-1], self._starts[:-1]
-        chosen = self._host_results[0, :num_rows].tolist()
-        counts = self._host_results[1, : len(starts)].tolist()
-        return [chosen[start : start + count] for start, count in zip(starts, counts, strict=True)]
-
-    def _choose(self, logits: Tensor, num: int, out: Choice) -> None:
-        rows = self._inputs.rows
-        adjusted = None if self._adjusted_rows is None else self._adjusted_rows.apply(logits)
-        if self._has_filters:
-            others = None if adjusted is None else adjusted.logits
-            filter_rows(logits, rows, self._inputs.filters, adjusted=others)
-        gumbel_choice(logits, rows, num=num, adjusted=adjusted, workspace=self._workspace, out=out)
-
-    def _adjust(
-        self, requests: Sequence[VerifyRequest], indices: Sequence[int], words: Ids
-    ) -> AdjustedRows:
-        rows: list[int] = []
-        tokens: list[Changes] = []
-        for index in indices:
-            start, end = self._starts[index : index + 2]
-            tokens += changes_of_rows(requests[index], words[start : end - 1], self._vocab_size)
-            rows += range(start, end)
-        self._host.rows.numpy()[rows, columns.SOURCE] = np.arange(len(rows))
-        return AdjustedRows(rows, tokens, self._vocab_size, self._device)
-
-
-class _Inputs:
-    """What the kernels read, packed so that one copy carries it. All int64, or bits of float64."""
-
-    def __init__(
-        self, max_rows: int, device: torch.device | str, *, is_pinned: bool = False
-    ) -> None:
-        num_words = max_rows * columns.NUM_FIELDS
-        self.packed = torch.zeros(
-            num_words + max_rows * (filter_columns.NUM_FILTERS + 2) + 1,
-            dtype=torch.int64,
-            device=device,
-            pin_memory=is_pinned,
-        )
-        self.rows = self.packed[:num_words].view(max_rows, columns.NUM_FIELDS)
-        self.drafts = self.packed[num_words : num_words + max_rows]
-        num_words += max_rows
-        self.filters = self.packed[num_words : num_words + max_rows * filter_columns.NUM_FILTERS]
-        self.filters = self.filters.view(max_rows, filter_columns.NUM_FILTERS)
-        self.row_starts = self.packed[-(max_rows + 1) :]
-
-    def fill(
-        self,
-        seeds: Sequence[int],
-        temperatures: Sequence[float],
-        lengths: Sequence[int],
-        drafts: Ids,
-        starts: Sequence[int],
-    ) -> None:
-        """Write a round's numbers, per request, to its rows.
+    def capture(self, logits: Tensor, sizes: Sequence[int], num_ranks: Sequence[int] = ()) -> None:
+        """Make graphs of all plain launches over logits that stay where they are.
 
         Args:
-            seeds: [R], unsigned.
-            temperatures: [R].
-            lengths: [R], tokens before the request's first row.
-            drafts: [T], NO_DRAFT at a request's last row.
-            starts: [R + 1], the first row of each request, and T.
+            logits: [max_rows, V]: what `launch` is given begins where this does.
+            sizes: numbers of rows to make graphs for, ascending; a round takes the next larger.
+            num_ranks: what `rank` will be asked for; verifying is always among it.
         """
-        num_rows = starts[-1]
-        begins = np.array(starts, np.int64)
-        counts = np.diff(begins)
-        rows, row_starts = self.rows.numpy(), self.row_starts.numpy()
-        words, floats = rows[:num_rows], rows.view(np.float64)[:num_rows]
-        words[:, columns.SEED] = np.repeat(np.array(seeds, np.uint64).view(np.int64), counts)
-        firsts = np.array(lengths, np.int64) - begins[:-1]
-        words[:, columns.POSITION] = np.repeat(firsts, counts) + np.arange(num_rows)
-        floats[:, columns.TEMPERATURE] = np.repeat(np.array(temperatures, np.float64), counts)
-        floats[:, columns.MIN_VALUE] = columns.LOWEST
-        floats[:, columns.MIN_LOGIT] = columns.LOWEST
-        words[:, columns.SOURCE] = columns.OWN_LOGITS
-        rows[num_rows:, columns.SOURCE] = columns.NO_ROW
-        self.drafts.numpy()[:num_rows] = drafts
-        row_starts[: len(begins)] = begins
-        row_starts[len(begins) :] = num_rows
+        replays = {}
+        for size in reversed([size for size in sizes if size <= self._max_rows]):
+            for num in {1, *num_ranks}:
+                results = self._results_of(size, num)
+                launch = partial(self._run_plain, logits[:size], results)
+                replays[size, num] = _graph_of(launch) if self._is_cuda else launch
+        self._graphs = _Graphs(logits, sorted({size for size, _ in replays}), replays)
 
-    def fill_filters(self, params: Mapping[int, SamplingParams], starts: Sequence[int]) -> None:
-        """Write the filters of some requests, by index, to their rows; the others have none."""
-        words, floats = self.filters.numpy(), self.filters.numpy().view(np.float64)
-        words[:, filter_columns.TOP_K] = 0
-        floats[:, filter_columns.TOP_P] = 1.0
-        floats[:, filter_columns.LOG_MIN_P] = columns.LOWEST
-        for index, one in params.items():
-            rows = slice(starts[index], starts[index + 1])
-            words[rows, filter_columns.TOP_K] = min(one.top_k, MAX_TOP_K)
-            floats[rows, filter_columns.TOP_P] = one.top_p
-            if one.min_p > 0.0:
-                floats[rows, filter_columns.LOG_MIN_P] = math.log(one.min_p)
+    def warm_up(self, dtypes: Iterable[torch.dtype], num_ranks: Sequence[int] = ()) -> None:
+        """Compile and load all that a round may need, so that no round waits for it.
+
+        Args:
+            dtypes: of logits.
+            num_ranks: what `rank` will be asked for.
+        """
+        for dtype in dtypes:
+            logits = torch.zeros(1, self._vocab_size, dtype=dtype, device=self._device)
+            for params in _WARM_UP_PARAMS:
+                self.verify(logits, [VerifyRequest(params, [0], 1, ())])
+                for num in num_ranks:
+                    self.rank(logits, [Row(params, [0], 1)], num)
+
+    def _stage(
+        self,
+        requests: Sequence[Row | VerifyRequest],
+        counts: list[int],
+        drafts: Sequence[int] | None,
+    ) -> None:
+        self._wait()  # the round before may still be read, if nobody has asked for its tokens
+        inputs = self._inputs
+        words = inputs.stage(requests, counts, drafts)
+        self._pieces = []
+        if inputs.adjusted:
+            rows: list[int] = []
+            changes: list[Changes] = []
+            for index in inputs.adjusted:
+                start, end = inputs.starts[index : index + 2]
+                own = np.empty(0, np.int64) if words is None else words[start : end - 1]
+                changes += changes_of_rows(requests[index], own, self._vocab_size)
+                rows += range(start, end)
+            inputs.leave_out(rows)
+            self._pieces = list(pieces_of(rows, changes, max(MAX_CHANGES, self._vocab_size)))
+
+    def _wait(self) -> None:
+        if self._done is not None:
+            self._done.synchronize()
+
+    def _captured_size(self, logits: Tensor, num: int) -> int | None:
+        """The rows of the graph that chooses from these logits, if there is one."""
+        graphs = self._graphs
+        if graphs is None or not self.is_plain:
+            return None
+        own = graphs.logits
+        is_own = (
+            logits.data_ptr() == own.data_ptr()
+            and logits.dtype == own.dtype
+            and logits.stride() == own.stride()
+        )
+        index = bisect_left(graphs.sizes, len(logits))
+        if not is_own or index == len(graphs.sizes):
+            return None
+        return graphs.sizes[index] if (graphs.sizes[index], num) in graphs.replays else None
+
+    def _results_of(self, num_rows: int, num: int) -> SamplerResults:
+        results = self._results.get((num_rows, num))
+        if results is None:
+            assert num <= MAX_RANKS
+            results = SamplerResults(self._device_results, self._host_results, num_rows, num)
+            self._results[num_rows, num] = results
+        return results
+
+    def _rounded(self, num_rows: int) -> int:
+        """Few sizes, so that few views are made."""
+        return min(self._max_rows, 1 << (num_rows - 1).bit_length())
+
+    def _run_plain(self, logits: Tensor, results: SamplerResults) -> None:
+        """Copies and kernels alone: what a graph can hold."""
+        self._inputs.send(len(logits))
+        self._choose(logits, results)
+        results.fetch()
+
+    def _run(self, logits: Tensor, results: SamplerResults) -> None:
+        """Any round, kernel by kernel."""
+        inputs = self._inputs
+        inputs.send(len(logits))
+        if inputs.has_filters:
+            inputs.send_filters()
+            filter_rows(logits, inputs.rows, inputs.filters)
+        self._choose(logits, results)
+        for piece in self._pieces:
+            self._choose_adjusted(piece, logits, results)
+        if self._pieces:
+            self._accept(len(logits), results)
+        results.fetch()
+
+    def _choose(self, logits: Tensor, results: SamplerResults) -> None:
+        num = results.choice.token_ids.shape[1]
+        rows, choice = self._inputs.rows, results.choice
+        gumbel_choice(logits, rows, num=num, workspace=self._workspace, out=choice)
+        self._accept(len(logits), results)
+
+    def _choose_adjusted(self, piece: Piece, logits: Tensor, results: SamplerResults) -> None:
+        """Rows that the launch over all rows left out."""
+        values = self._adjusted_rows.apply(logits, piece)
+        places = torch.tensor(piece.rows).to(self._device)
+        rows = self._inputs.rows[places]
+        rows[:, columns.IS_USED] = 1
+        if self._inputs.has_filters:
+            filter_rows(values, rows, self._inputs.filters[places])
+        num = results.choice.token_ids.shape[1]
+        choice = gumbel_choice(values, rows, num=num, workspace=self._workspace)
+        results.choice.token_ids[places] = choice.token_ids
+        results.choice.scores[places] = choice.scores
+
+    def _accept(self, num_rows: int, results: SamplerResults) -> None:
+        if results.choice.token_ids.shape[1] == 1:
+            chosen = results.choice.token_ids.view(-1)[:num_rows]
+            accept_drafts(chosen, self._inputs.rows, out=results.num_confirmed)
 
 
-def _as_words(drafts: Sequence[int]) -> Ids:
-    """Any integers at all in 64 bits; one that does not fit is no token id either."""
-    try:
-        return np.array(drafts, np.int64)
-    except OverflowError:
-        return np.array([i if 0 <= i < 2**63 else NO_DRAFT for i in drafts], np.int64)
+def sampler_bytes(max_rows: int, vocab_size: int) -> int:
+    """What a sampler of such a size takes on the device, at most."""
+    return (
+        SamplerInputs.num_bytes(max_rows)
+        + SamplerResults.num_bytes(max_rows, MAX_RANKS)
+        + workspace_bytes(max_rows, vocab_size)
+        + AdjustedRows.num_bytes(max_rows, vocab_size)
+    )
 
 
-def _top(token_ids: Sequence[float], scores: Sequence[float]) -> Top:
-    ids = [int(token_id) for token_id in token_ids if token_id >= 0]
-    return Top(ids, list(scores[: len(ids)])) if ids else NOTHING
+def _graph_of(launch: Callable[[], None]) -> Callable[[], None]:
+    """The same as one replay."""
+    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        launch()  # compiles and loads: a capture must not
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def _top(token_ids: Sequence[int], scores: Sequence[float]) -> Top:
+    found = [token_id for token_id in token_ids if token_id >= 0]
+    return Top(found, list(scores[: len(found)])) if found else NOTHING
 
 
 def _new_event() -> torch.cuda.Event:

@@ -33,7 +33,7 @@ def rows_and_filters(params: list[SamplingParams]) -> tuple[Tensor, Tensor]:
     rows = torch.zeros(len(params), columns.NUM_FIELDS, dtype=torch.int64)
     filters = torch.zeros(len(params), filter_columns.NUM_FILTERS, dtype=torch.int64)
     floats, bounds = rows.view(torch.float64), filters.view(torch.float64)
-    rows[:, columns.SOURCE] = columns.OWN_LOGITS
+    rows[:, columns.IS_USED] = 1
     floats[:, [columns.MIN_VALUE, columns.MIN_LOGIT]] = LOWEST
     for row, one in enumerate(params):
         floats[row, columns.TEMPERATURE] = one.temperature
@@ -94,19 +94,16 @@ def test_ties_at_the_edge_all_stay(device: str) -> None:
     assert_keeps_the_same(logits, PARAMS, ours, thresholds)
 
 
-def test_adjusted_rows_are_filtered_in_float64(device: str) -> None:
-    """By what replaces their logits, bf16 beside it."""
+def test_float64_logits_are_taken_as_they_are(device: str) -> None:
+    """Adjusted rows: told apart where float32 would see ties."""
     params = [PARAMS[2], PARAMS[3], PARAMS[7]]
-    logits = random_rows(3, 1009).bfloat16()
-    adjusted = random_rows(2, 1009).double() + torch.arange(1009).double() * 1e-11
+    logits = random_rows(3, 1009).double() + torch.arange(1009).double() * 1e-11
     rows, filters = rows_and_filters(params)
-    rows[:, columns.SOURCE] = torch.tensor([1, columns.OWN_LOGITS, 0])
     ours = rows.to(device)
-    filter_rows(logits.to(device), ours, filters.to(device), adjusted=adjusted.to(device))
+    filter_rows(logits.to(device), ours, filters.to(device))
     ours = ours.cpu()
     thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
-    seen = torch.stack([adjusted[1], logits[1].double(), adjusted[0]])
-    assert_keeps_the_same(seen, params, ours, thresholds)
+    assert_keeps_the_same(logits, params, ours, thresholds)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -115,30 +112,28 @@ def test_unusable_rows_and_rows_of_nobody_are_left_alone(bad: float, device: str
     logits = torch.full((2, 63), bad)
     rows, filters = rows_and_filters([PARAMS[7]] * 2)
     logits[0, 5] = bad
-    rows[1, columns.SOURCE] = columns.NO_ROW
+    rows[1, columns.IS_USED] = 0
     ours = rows.to(device)
     filter_rows(logits.to(device), ours, filters.to(device))
     assert torch.equal(ours.cpu(), rows)
 
 
-@pytest.mark.parametrize("is_adjusted", [False, True])
-def test_filters_compile_for_hopper_without_spills(*, is_adjusted: bool) -> None:
+@pytest.mark.parametrize("logits", ["*bf16", "*fp64"])
+def test_filters_compile_for_hopper_without_spills(logits: str) -> None:
     """As launched in production."""
     signature = {
-        "logits_ptr": "*bf16",
+        "logits_ptr": logits,
         "row_stride": "i32",
         "vocab_size": "i32",
-        "adjusted_ptr": "*fp64" if is_adjusted else "constexpr",
         "rows_ptr": "*i64",
         "filters_ptr": "*i64",
         "block_size": "constexpr",
     }
-    constexprs: dict[str, object] = {"block_size": filter_columns.BLOCK_SIZE}
     resources = compile_for_sm90(
         "kernels.gpu.filter_rows",
         "_filter_rows_kernel",
         signature,
-        constexprs | ({} if is_adjusted else {"adjusted_ptr": None}),
+        {"block_size": filter_columns.BLOCK_SIZE},
         num_warps=filter_columns.NUM_WARPS,
         num_stages=1,
         divisible=("row_stride", "vocab_size"),

@@ -6,7 +6,6 @@ from torch import Tensor
 from kernels.gpu import gumbel_choice as columns
 from kernels.gpu.gumbel_choice import (
     LOWEST,
-    Adjusted,
     Choice,
     gumbel_choice,
     gumbel_choice_reference,
@@ -31,7 +30,7 @@ def rows_of(temperatures: list[float], min_value: float = LOWEST) -> Tensor:
     floats[:, columns.TEMPERATURE] = torch.tensor(temperatures, dtype=torch.float64)
     floats[:, columns.MIN_VALUE] = min_value
     floats[:, columns.MIN_LOGIT] = LOWEST
-    rows[:, columns.SOURCE] = columns.OWN_LOGITS
+    rows[:, columns.IS_USED] = 1
     return rows
 
 
@@ -91,29 +90,19 @@ def test_a_threshold_keeps_what_reaches_it(device: str) -> None:
     assert_same(choice, logits, rows)
 
 
-def test_adjusted_rows_replace_logits(device: str) -> None:
-    """In float64, where float32 would see ties; the other rows keep their own."""
-    logits, rows = random_rows(4, 3000), rows_of(TEMPERATURES)
-    adjusted = logits[[2, 0]].double() + torch.arange(3000).double() * 1e-12
-    rows[[2, 0], columns.SOURCE] = torch.tensor([0, 1])
-    owners = torch.tensor([2, 0, -1], dtype=torch.int32)
-    padded = torch.cat([adjusted, torch.full((1, 3000), torch.nan)])
-    choice = gumbel_choice(
-        logits.to(device),
-        rows.to(device),
-        num=2,
-        adjusted=Adjusted(padded.to(device), owners.to(device)),
-    )
-    expected = logits.double()
-    expected[[2, 0]] = adjusted
-    assert_same(choice, expected, rows)
+def test_float64_logits_are_taken_as_they_are(device: str) -> None:
+    """Adjusted rows: told apart where float32 would see ties."""
+    rows = rows_of(TEMPERATURES)
+    logits = random_rows(4, 3000).double().round() + torch.arange(3000).double() * 1e-12
+    choice = gumbel_choice(logits.to(device), rows.to(device), num=2)
+    assert_same(choice, logits, rows)
 
 
 def test_rows_of_nobody_have_no_token(device: str) -> None:
     """Nor does what they hold matter to others."""
     logits, rows = random_rows(3, 1009), rows_of([0.7] * 3)
     rows[1] = 2**62
-    rows[1, columns.SOURCE] = columns.NO_ROW
+    rows[1, columns.IS_USED] = 0
     logits[1] = torch.nan
     choice = gumbel_choice(logits.to(device), rows.to(device))
     assert choice.token_ids[1].item() == -1
@@ -133,41 +122,29 @@ def test_logits_beyond_2_to_the_31_elements_are_reached() -> None:
 
 
 BOUND_SIGNATURE = {
-    "logits_ptr": "*bf16",
     "row_stride": "i32",
     "vocab_size": "i32",
     "rows_ptr": "*i64",
-    "owners_ptr": "constexpr",
     "best_ptr": "*fp64",
     "arrival_ptr": "*fp32",
     "block_size": "constexpr",
 }
-ADJUSTED_BOUND_SIGNATURE = BOUND_SIGNATURE | {"logits_ptr": "*fp64", "owners_ptr": "*i32"}
-CHOICE_SIGNATURE = {
-    "logits_ptr": "*bf16",
-    "row_stride": "i32",
-    "vocab_size": "i32",
-    "adjusted_ptr": "constexpr",
-    "rows_ptr": "*i64",
-    "best_ptr": "*fp64",
-    "arrival_ptr": "*fp32",
+CHOICE_SIGNATURE = BOUND_SIGNATURE | {
     "token_ids_ptr": "*i32",
     "scores_ptr": "*fp64",
     "num": "constexpr",
     "max_blocks": "constexpr",
-    "block_size": "constexpr",
 }
-ADJUSTED_CHOICE_SIGNATURE = CHOICE_SIGNATURE | {"adjusted_ptr": "*fp64"}
 
 
-@pytest.mark.parametrize("is_adjusted", [False, True])
-def test_bounds_compile_for_hopper_without_spills(*, is_adjusted: bool) -> None:
+@pytest.mark.parametrize("logits", ["*bf16", "*fp32", "*fp64"])
+def test_bounds_compile_for_hopper_without_spills(logits: str) -> None:
     """As launched in production."""
     resources = compile_for_sm90(
         "kernels.gpu.gumbel_choice",
         "_bound_blocks_kernel",
-        ADJUSTED_BOUND_SIGNATURE if is_adjusted else BOUND_SIGNATURE,
-        {"block_size": columns.BLOCK_SIZE} | ({} if is_adjusted else {"owners_ptr": None}),
+        {"logits_ptr": logits} | BOUND_SIGNATURE,
+        {"block_size": columns.BLOCK_SIZE},
         num_warps=columns.NUM_BOUND_WARPS,
         num_stages=1,
         divisible=("row_stride", "vocab_size"),
@@ -175,16 +152,15 @@ def test_bounds_compile_for_hopper_without_spills(*, is_adjusted: bool) -> None:
     assert resources.spill_bytes == 0
 
 
-@pytest.mark.parametrize("is_adjusted", [False, True])
+@pytest.mark.parametrize("logits", ["*bf16", "*fp64"])
 @pytest.mark.parametrize("num", [1, 4])
-def test_choices_compile_for_hopper_without_spills(num: int, *, is_adjusted: bool) -> None:
+def test_choices_compile_for_hopper_without_spills(num: int, logits: str) -> None:
     """As launched in production, for a target and for a drafter."""
-    constexprs = {"num": num, "max_blocks": 64, "block_size": columns.BLOCK_SIZE}
     resources = compile_for_sm90(
         "kernels.gpu.gumbel_choice",
         "_choose_kernel",
-        ADJUSTED_CHOICE_SIGNATURE if is_adjusted else CHOICE_SIGNATURE,
-        constexprs | ({} if is_adjusted else {"adjusted_ptr": None}),
+        {"logits_ptr": logits} | CHOICE_SIGNATURE,
+        {"num": num, "max_blocks": 64, "block_size": columns.BLOCK_SIZE},
         num_warps=columns.NUM_CHOICE_WARPS,
         num_stages=1,
         divisible=("row_stride", "vocab_size"),

@@ -1,7 +1,8 @@
 import math
 import os
+import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.engine import sampling
-from shared.engine.gpu.sampling import GpuSampler
+from shared.engine.gpu import adjusted_rows
+from shared.engine.gpu.sampling import GpuSampler, sampler_bytes
 from shared.engine.sampling import Row, VerifyRequest
 from shared.protocol.sampling import SamplingParams
 from tests.reference_sampler import all_logits, all_rows, random_logits, tensor
@@ -24,6 +26,13 @@ MAX_ROWS = 24
 # A row takes the interpreter a tenth of a second, and a GPU no time at all.
 MANY = 1 if os.environ["TRITON_INTERPRET"] == "1" else 20
 GREEDY = SamplingParams(seed=1, temperature=0.0)
+PARAMS = [
+    *(SamplingParams(seed=seed, temperature=0.7) for seed in range(4)),
+    GREEDY,
+    SamplingParams(seed=8, top_p=0.7),
+    SamplingParams(seed=9, temperature=0.7, presence_penalty=0.5),
+    SamplingParams(seed=9, min_tokens=3, stop_token_ids=(5, 6)),
+]
 
 Draft = Callable[[list[int]], list[int]]
 DRAFTS: dict[str, Draft] = {
@@ -175,9 +184,8 @@ def test_padding_rows_are_ignored(device: str) -> None:
     requests = [VerifyRequest(GREEDY, [1], 1, [int(values[0].argmax())])]
     ours = sampler(NUM_IDS, device)
     ours.stage(requests)
-    ours.launch(logits.to(device))
-    ours.fetch()
-    assert ours.collect() == sampling.verify(logits[:2], requests)
+    results = ours.launch(logits.to(device))
+    assert ours.confirmed(results) == sampling.verify(logits[:2], requests)
 
 
 def test_bf16_logits_are_taken_as_they_are(device: str) -> None:
@@ -189,10 +197,11 @@ def test_bf16_logits_are_taken_as_they_are(device: str) -> None:
     assert confirmed == sampling.verify(logits.float(), requests)
 
 
-def test_an_empty_batch_is_empty(device: str) -> None:
-    """No rows, no tokens."""
-    nothing = torch.empty(0, NUM_IDS, device=device)
+def test_without_requests_nothing_is_launched(device: str) -> None:
+    """A round of prefill chunks alone: not even logits that no launch would take are looked at."""
+    nothing = torch.empty(0, NUM_IDS + 1, device=device)
     assert sampler(NUM_IDS, device).verify(nothing, []) == []
+    assert sampler(NUM_IDS, device).begin_verify(nothing, [])() == []
     assert sampler(NUM_IDS, device).rank(nothing, [], 3) == []
 
 
@@ -211,20 +220,108 @@ def test_only_filters_and_adjustments_make_a_round_more_than_plain(device: str) 
     assert rounds == [True, True, True, False, False]
 
 
-@pytest.mark.gpu
-def test_a_captured_launch_follows_what_is_staged() -> None:
-    """A graph of the kernels serves rounds of any requests, with fewer rows than it has."""
-    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=4096, device="cuda")
-    logits = tensor(*(random_logits(4096, index) for index in range(MAX_ROWS))).to("cuda")
-    ours.stage([VerifyRequest(GREEDY, [1], 1, [])])
-    ours.launch(logits)  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ours.launch(logits)
-    for seed in range(8):
-        params = SamplingParams(seed=seed, temperature=0.7)
-        requests = [VerifyRequest(params, [1] * length, 1, [5, 6]) for length in (3, 9, seed + 1)]
-        ours.stage(requests)
-        graph.replay()
-        ours.fetch()
-        assert ours.collect() == sampling.verify(logits[:9].cpu(), requests)
+def random_round(rng: random.Random, num_requests: int, num_drafts: int) -> list[VerifyRequest]:
+    """Requests of all kinds, as they come and go."""
+    requests = []
+    for _ in range(num_requests):
+        params = rng.choice(PARAMS)
+        tokens = [rng.randrange(NUM_IDS) for _ in range(rng.randint(1, 9))]
+        drafts = [rng.randrange(NUM_IDS) for _ in range(rng.randint(0, num_drafts))]
+        requests.append(VerifyRequest(params, tokens, 1, drafts))
+    return requests
+
+
+@pytest.mark.parametrize("num_rounds", [12 * MANY])
+def test_logits_of_graphs_are_chosen_from_by_replays(num_rounds: int, device: str) -> None:
+    """The same tokens, whatever was staged before; other logits and other rounds are launched."""
+    rng = random.Random(11)
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
+    buffer = torch.full((16, NUM_IDS), torch.nan, device=device)
+    sizes = (1, 4, 16)
+    ours.capture(buffer, sizes, num_ranks=(3,))
+    assert ours._graphs is not None
+    replays = ours._graphs.replays
+    replayed: list[tuple[int, int]] = []
+    for key, replay in list(replays.items()):
+        replays[key] = partial(_noted, replayed, key, replay)
+    expected = []
+    for number in range(num_rounds):
+        requests = random_round(rng, rng.randint(1, 4), 3)
+        num_rows = sum(len(request.draft_token_ids) + 1 for request in requests)
+        logits = tensor(*(random_logits(NUM_IDS, 99 * number + row) for row in range(num_rows)))
+        buffer[:num_rows] = logits.to(device)
+        is_own = rng.random() < 0.7
+        there = buffer[:num_rows] if is_own else logits.to(device)
+        assert ours.verify(there, requests) == sampling.verify(logits, requests)
+        if ours.is_plain and is_own:
+            expected.append((next(size for size in sizes if size >= num_rows), 1))
+        rows = [Row(one.params, one.token_ids, 1) for one in requests]
+        ranked = ours.rank(buffer[: len(rows)], rows, 3)
+        right = sampling.rank(buffer[: len(rows)].cpu(), rows, 3)
+        assert [top.token_ids for top in ranked] == [top.token_ids for top in right]
+        if ours.is_plain:
+            expected.append((next(size for size in sizes if size >= len(rows)), 3))
+    assert replayed == expected
+    assert {(16, 1), (4, 3)} <= set(replayed)
+
+
+def _noted(seen: list[tuple[int, int]], key: tuple[int, int], replay: Callable[[], None]) -> None:
+    seen.append(key)
+    replay()
+
+
+def test_a_round_without_a_graph_of_its_size_is_launched(device: str) -> None:
+    """More rows than the largest graph, and ranks that were not asked for."""
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
+    logits = tensor(*(random_logits(NUM_IDS, row) for row in range(5)))
+    buffer = logits.to(device)
+    ours.capture(buffer, (1, 4))
+    requests = requests_of([Row(SamplingParams(seed=4), [1, 2], 1)] * 5, [[]] * 5)
+    assert ours.verify(buffer, requests) == sampling.verify(logits, requests)
+    rows = [Row(GREEDY, [1], 1)]
+    assert ours.rank(buffer[:1], rows, 2)[0].token_ids == sampling.rank(logits[:1], rows, 2)[0][0]
+
+
+def test_more_adjusted_rows_than_there_is_room_for_take_turns(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filtered or not, beside rows that are not adjusted."""
+    monkeypatch.setattr(adjusted_rows, "MAX_ROWS", 2)
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
+    logits = tensor(*(random_logits(NUM_IDS, row) for row in range(12)))
+    params = [
+        SamplingParams(seed=1, repetition_penalty=1.3, top_k=9),
+        SamplingParams(seed=2, temperature=0.7),
+        SamplingParams(seed=3, temperature=0.7, frequency_penalty=0.4),
+        GREEDY,
+    ]
+    rows = [Row(one, [5, 6, 7, 6], 2) for one in params]
+    requests = requests_of(rows, [[3, 4, 5], [6], [7, 8, 9], [1]])
+    assert ours.verify(logits.to(device), requests) == sampling.verify(logits, requests)
+    ranked = ours.rank(logits[:4].to(device), rows, 3)
+    right = sampling.rank(logits[:4], rows, 3)
+    assert [top.token_ids for top in ranked] == [top.token_ids for top in right]
+
+
+def test_warming_up_leaves_no_trace(device: str) -> None:
+    """Later rounds choose what they would have chosen."""
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
+    ours.warm_up([torch.float32, torch.bfloat16], num_ranks=(3,))
+    logits = tensor(*(random_logits(NUM_IDS, row) for row in range(9)))
+    requests = random_round(random.Random(5), 3, 0)
+    confirmed = ours.verify(logits[:3].to(device), requests)
+    assert confirmed == sampling.verify(logits[:3], requests)
+
+
+def test_memory_is_counted_to_the_byte(device: str) -> None:
+    """All that is set aside, and what forming adjusted rows takes on the way."""
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
+    tensors = [
+        ours._inputs.rows,
+        ours._inputs.filters,
+        ours._device_results,
+        *ours._workspace,
+        ours._adjusted_rows._values,
+    ]
+    changes = adjusted_rows.MAX_CHANGES * adjusted_rows.CHANGE_BYTES
+    assert sampler_bytes(MAX_ROWS, NUM_IDS) == sum(one.nbytes for one in tensors) + changes
