@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
-from shared.engine.samplers import HostSampler
-from shared.engine.sampling import VerifyRequest
+from kernels.gumbel_top import Top
+from shared.engine.samplers import Collect, HostSampler
+from shared.engine.sampling import Row, VerifyRequest
 from shared.engine.spans import Span
 
 
@@ -76,6 +78,12 @@ class FakeRunner:
         return torch.randn(self.vocab_size, generator=generator) * self.sharpness
 
 
+def check_rows(num_rows: int, max_rows: int) -> None:
+    """Fail the test, not only the round: an engine survives what a round raises."""
+    if num_rows > max_rows:
+        pytest.fail(f"{num_rows} rows, with buffers for {max_rows}")
+
+
 class BoundedRunner(FakeRunner):
     """Refuses a pass of more rows than were set aside for one, as a GPU's buffers do."""
 
@@ -85,7 +93,7 @@ class BoundedRunner(FakeRunner):
 
     def run(self, spans: Sequence[Span]) -> Tensor:
         """See shared.engine.spans.Runner."""
-        assert sum(len(span.token_ids) for span in spans) <= self.max_rows
+        check_rows(sum(len(span.token_ids) for span in spans), self.max_rows)
         return super().run(spans)
 
 
@@ -97,5 +105,15 @@ class BoundedSampler(HostSampler):
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
         """See Sampler."""
-        assert len(logits) <= self.max_rows
+        check_rows(len(logits), self.max_rows)
         return super().verify(logits, requests)
+
+    def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
+        """See Sampler."""
+        check_rows(len(logits), self.max_rows)
+        return super().begin_verify(logits, requests)
+
+    def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
+        """See Sampler."""
+        check_rows(len(logits), self.max_rows)
+        return super().rank(logits, rows, num)

@@ -3,10 +3,9 @@
 from draft_worker.limits import DraftLimits
 from draft_worker.model_drafter import ModelDrafter
 from shared.engine.blocks import BlockPool
-from shared.engine.samplers import HostSampler
 from shared.protocol.messages import DraftRequest, Verdict
 from shared.protocol.sampling import SamplingParams
-from tests.fakes import FakeRunner
+from tests.fakes import BoundedRunner, BoundedSampler
 
 V = 48
 # Ten ahead, and every guess and branch that there is room for, whatever the odds.
@@ -57,15 +56,17 @@ def make_drafter(
     num_blocks: int = 64,
     block_size: int = 4,
     limits: DraftLimits | None = None,
-    model: type[FakeRunner] = FakeRunner,
+    model: type[BoundedRunner] = BoundedRunner,
 ) -> ModelDrafter:
     """A model drafter on a fake model, with nothing left to odds unless told otherwise."""
-    runner = model(vocab_size=V, num_blocks=num_blocks, block_size=block_size)
+    limits = limits or EAGER
+    max_rows = limits.max_num_batched_tokens
+    runner = model(max_rows, vocab_size=V, num_blocks=num_blocks, block_size=block_size)
     return ModelDrafter(
         runner,
-        HostSampler(),
+        BoundedSampler(max_rows),
         BlockPool(num_blocks, block_size),
         vocab_size=V,
         max_model_len=400,
-        limits=limits or EAGER,
+        limits=limits,
     )

@@ -23,7 +23,7 @@ from tests.draft_worker.builders import (
     make_request,
     make_verdict,
 )
-from tests.fakes import FakeRunner
+from tests.fakes import BoundedRunner, FakeRunner
 
 SAMPLINGS = pytest.mark.parametrize(
     "sampling", [GREEDY, WARM, PENALISED], ids=["greedy", "warm", "penalised"]
@@ -255,7 +255,7 @@ def test_hopeless_guesses_are_not_made() -> None:
     assert drafter.sessions["job/0"].num_ahead == 1
 
 
-class BrokenForSome(FakeRunner):
+class BrokenForSome(BoundedRunner):
     """A model that has no numbers for what begins with token 9, from the sixth token on."""
 
     def logits(self, prefix: Sequence[int]) -> Tensor:
@@ -283,3 +283,19 @@ def test_a_session_without_usable_logits_is_closed_and_the_others_go_on(
     drafter.close("a/0")
     assert drafter.usage == 0.0
     assert drafter.open(bad)
+
+
+def test_a_step_has_no_more_tokens_than_it_may() -> None:
+    """More sequences to grow and to prefill than fit: some wait, and all get their guesses."""
+    limits = replace(EAGER, max_num_rows=64, max_num_batched_tokens=5)
+    drafter = make_drafter(num_blocks=400, limits=limits)
+    requests = [
+        make_request(f"job{index}/0", token_ids=tuple(range(index + 1, 3 * index + 2)))
+        for index in range(8)
+    ]
+    for request in requests:
+        assert drafter.open(request)
+    proposals = run(drafter, max_steps=2_000)
+    for request in requests:
+        truth = target_tokens(request, 10)
+        assert path(len(request.token_ids), truth, request.session_id) in proposals

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from shared.bus.jobs import Claim
 from shared.engine.blocks import BlockPool
-from shared.engine.samplers import HostSampler
 from shared.engine.sampling import Row, sample
 from shared.engine.spans import Runner
 from shared.protocol.messages import DraftAccepted, DraftPath, Message
@@ -20,7 +19,7 @@ from target_worker.outcome import Outcome
 from target_worker.rounds import Rounds
 from target_worker.scheduler import Scheduler
 from target_worker.speculation import Identity, Speculation
-from tests.fakes import FakeRunner, ManualClock
+from tests.fakes import BoundedRunner, BoundedSampler, FakeRunner, ManualClock
 
 V = 50
 DRAFTER = "draft:a"
@@ -124,11 +123,13 @@ def make_rig(
 ) -> Rig:
     """An engine on FakeRunner."""
     clock = ManualClock()
-    runner = FakeRunner(vocab_size=V, num_blocks=num_blocks, block_size=block_size)
+    runner = BoundedRunner(
+        max_batched_tokens, vocab_size=V, num_blocks=num_blocks, block_size=block_size
+    )
     pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(pool, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     speculation = Speculation(policy, Identity("target:a", "words"), profile=profile, clock=clock)
-    rounds = Rounds(wrap(runner), HostSampler(), self_test=lambda: None)
+    rounds = Rounds(wrap(runner), BoundedSampler(max_batched_tokens), self_test=lambda: None)
     engine = Engine(
         rounds, scheduler, speculation, vocab_size=V, clock=clock, overlap_from=overlap_from
     )

@@ -83,3 +83,16 @@ def test_without_speculation_nobody_is_asked() -> None:
     done = rig.records()[-1]
     assert isinstance(done, Done)
     assert (done.speculation.num_rounds, rig.runner.num_runs) == (0, 20)
+
+
+def test_more_guesses_than_a_round_has_room_for_are_cut() -> None:
+    """Rounds of two tokens, the least there can be: one guess a round is verified."""
+    rig = make_rig(max_num_seqs=1, max_batched_tokens=2)
+    job = make_job(max_tokens=20)
+    answer = reference(rig, job)
+    rig.engine.submit(job)
+    rig.run(drafter=Drafter(right_guess({"job/0": [*job.prompt_ids, *answer]})))
+    assert rig.tokens() == answer
+    done = rig.records()[-1]
+    assert isinstance(done, Done)
+    assert rig.runner.num_runs < 20
