@@ -7,6 +7,7 @@ from draft_worker.drafter import Drafter
 from draft_worker.ngram_drafter import NgramDrafter
 from shared.common.errors import ConfigError
 from shared.config.model import Dtype
+from shared.engine.settings import MAX_GPU_SEQUENCES, ModelSettings
 from shared.engine.text import TextTokenizer
 from shared.protocol.messages import DraftRequest
 from shared.protocol.sampling import SamplingParams
@@ -40,22 +41,9 @@ def equip(config: Config) -> Equipment:
     from draft_worker.model_drafter import ModelDrafter  # noqa: PLC0415
     from shared.engine.blocks import BlockPool  # noqa: PLC0415
     from shared.engine.models import load_model  # noqa: PLC0415
-    from shared.engine.settings import ModelSettings  # noqa: PLC0415
 
     tokenizer = TextTokenizer.load(config.model)
-    settings = ModelSettings(
-        device=config.device,
-        dtype=Dtype.AUTO,
-        block_size=config.block_size,
-        cache_tokens=config.num_blocks * config.block_size,
-        max_model_len=0,
-        max_rows=config.max_num_batched_tokens,
-        max_sequences=config.max_num_rows + config.max_num_seqs,
-        memory_share=GPU_MEMORY_SHARE,
-        is_batch_invariant=False,
-        threads=config.threads,
-    )
-    model = load_model(config.model, settings)
+    model = load_model(config.model, model_settings(config))
     shape = model.config
     drafter = ModelDrafter(
         model.runner,
@@ -72,6 +60,25 @@ def equip(config: Config) -> Equipment:
         vocabulary=tokenizer.fingerprint,
         max_model_len=shape.max_model_len,
         vocab_size=shape.vocab_size,
+    )
+
+
+def model_settings(config: Config) -> ModelSettings:
+    """What the settings say of the model."""
+    # A step that has more sequences is run in several passes.
+    max_sequences = min(config.max_num_rows + config.max_num_seqs, MAX_GPU_SEQUENCES)
+    return ModelSettings(
+        device=config.device,
+        dtype=Dtype.AUTO,
+        block_size=config.block_size,
+        cache_tokens=config.num_blocks * config.block_size,
+        max_model_len=0,
+        max_rows=config.max_num_batched_tokens,
+        max_sequences=max_sequences,
+        memory_share=GPU_MEMORY_SHARE,
+        is_batch_invariant=False,
+        threads=config.threads,
+        cache_flag="--num-blocks",
     )
 
 

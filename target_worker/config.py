@@ -71,6 +71,12 @@ class Config(ModelOptions, frozen=True, kw_only=True):
                 f"--kv-cache-tokens is {self.kv_cache_tokens}: "
                 f"must be 0 or at least --block-size ({self.block_size})"
             )
+        room = self.kv_cache_tokens // self.block_size * self.block_size
+        if 0 < room < self.max_model_len:
+            raise ValueError(
+                f"--max-model-len is {self.max_model_len}: "
+                f"must be at most what --kv-cache-tokens holds, {room} in whole blocks"
+            )
 
     @property
     def round_tokens(self) -> int:

@@ -23,6 +23,7 @@ from shared.engine.samplers import HostSampler, Sampler
 from shared.engine.settings import ModelSettings
 from shared.engine.spans import Runner
 
+MIN_CAPABILITY = (8, 0)  # of compute: from there on GPUs multiply bfloat16
 _PROGRESS_EVERY_S = 2.0
 
 _log = structlog.get_logger()
@@ -140,7 +141,7 @@ def _find_gpu(device: str) -> None:
     """Let this process see one GPU alone, before CUDA starts: no thread can pick another then.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is not there, or too old.
     """
     _, _, index = device.partition(":")
     if index:
@@ -151,6 +152,13 @@ def _find_gpu(device: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = chosen
     if not torch.cuda.is_available():
         raise ConfigError(f"--device is {device}: must be cpu here, torch sees no such GPU")
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_CAPABILITY:
+        least, own = (".".join(map(str, one)) for one in (MIN_CAPABILITY, capability))
+        raise ConfigError(
+            f"--device is {device}: must be a GPU of compute capability {least} or more, "
+            f"this one has {own}"
+        )
 
 
 class _Progress:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from shared.config.model import CacheDtype, Dtype
 
+MAX_GPU_SEQUENCES = 1_024  # of a pass: one program of `kernels.gpu.attention_work` lists them
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
@@ -20,3 +22,4 @@ class ModelSettings:
     is_batch_invariant: bool
     threads: int  # of a pass on the CPU
     cache_dtype: CacheDtype = CacheDtype.AUTO
+    cache_flag: str = "--kv-cache-tokens"  # how an operator asks for a cache of another size

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from draft_worker.config import Config, DrafterKind
-from draft_worker.equipment import equip
+from draft_worker.equipment import equip, model_settings
 from draft_worker.model_drafter import ModelDrafter
 from draft_worker.ngram_drafter import NgramDrafter
 from shared.common.errors import ConfigError
+from shared.engine.config import ModelConfig
+from shared.engine.gpu.loading import memory_plan, num_blocks_of
+from shared.engine.gpu.memory import GIB
 from tests.draft_worker.builders import make_request
 from tests.tiny_models import save_llama
 
@@ -52,3 +55,25 @@ def test_the_n_gram_drafter_starts_without_torch() -> None:
         "equip(Config(drafter=DrafterKind.NGRAM)); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "max_sequences"),
+    [
+        ({}, 96),
+        ({"max_num_rows": 1_024, "max_num_seqs": 4_096}, 1_024),
+        ({"max_num_rows": 1, "max_num_seqs": 1, "max_num_batched_tokens": 32}, 2),
+        ({"max_num_batched_tokens": 65_536, "num_blocks": 2, "block_size": 256}, 96),
+    ],
+)
+def test_any_sizes_fit_a_gpus_rounds(
+    sizes: dict[str, int], max_sequences: int, tmp_path: Path
+) -> None:
+    """What the flags allow, the kernels can run; the cache has as many blocks as were asked for."""
+    config = Config(device="cuda", **sizes)  # type: ignore[arg-type]  # all of them are numbers
+    settings = model_settings(config)
+    shape = ModelConfig.from_directory(save_llama(tmp_path / "tiny", hidden_size=128))
+    plan = memory_plan(shape, settings, 80 * GIB)
+    assert num_blocks_of(plan, settings) == config.num_blocks
+    assert plan.max_sequences == max_sequences
+    assert plan.max_rows == config.max_num_batched_tokens

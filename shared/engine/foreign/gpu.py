@@ -9,7 +9,6 @@ from torch import Tensor
 from kernels.gpu.attention_work import AttentionWork, plan_attention_work
 from kernels.gpu.rotary_kv_write import rotary_kv_write
 from kernels.gpu.verify_attention import verify_attention
-from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
 from shared.engine.foreign.config import ForeignConfig
 from shared.engine.foreign.decoder import fused_rows, unpacked_heads
@@ -18,11 +17,9 @@ from shared.engine.foreign.probe import probe
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
 from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.requirements import check_group_size
 from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.gpu.runner import GpuRunner, Progress
-
-HEAD_DIMS = (32, 64, 96, 128, 256)  # what the attention kernel reads; others are padded
-MAX_GROUP_SIZE = 16  # query heads a key head, of the smallest tile
 
 _log = structlog.get_logger()
 
@@ -115,13 +112,9 @@ def foreign_gpu_runner(
         progress: called while graphs are captured.
 
     Raises:
-        ConfigError: the logits are not the model's own.
+        ConfigError: the kernels cannot run it, or the logits are not the model's own.
     """
-    if config.layout.group_size > MAX_GROUP_SIZE:
-        raise ConfigError(
-            f"{config.model_type}: {config.layout.group_size} query heads a key head; allowed on "
-            f"a GPU: at most {MAX_GROUP_SIZE}"
-        )
+    check_group_size(config.model_type, config.layout.num_heads, config.num_kv_heads)
     as_own = cast("ModelConfig", config)  # what is read of it here, both kinds have
     cache = GpuCache(
         as_own,
@@ -140,8 +133,6 @@ def foreign_gpu_runner(
         config,
         num_blocks=limits.num_blocks,
         block_size=limits.block_size,
-        max_rows=limits.max_rows,
-        max_sequences=limits.max_sequences,
     )
     return runner
 

@@ -10,13 +10,15 @@ from torch import Tensor
 from shared.common.errors import ConfigError
 from shared.config.model import CacheDtype
 from shared.engine.config import ModelConfig
+from shared.engine.fields import Fields
 from shared.engine.foreign.config import ForeignConfig
 from shared.engine.foreign.decoder import fused_rows, unpacked_heads
-from shared.engine.foreign.gpu import HEAD_DIMS, foreign_gpu_runner
+from shared.engine.foreign.gpu import foreign_gpu_runner
 from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 from shared.engine.foreign.loading import foreign_config, read_model
-from shared.engine.gpu.loading import BLOCK_SIZES, DTYPES, num_blocks_of
+from shared.engine.gpu.loading import DTYPES, num_blocks_of
 from shared.engine.gpu.memory import GIB, MemoryPlan
+from shared.engine.gpu.requirements import HEAD_DIMS, check_settings, check_stated_heads
 from shared.engine.gpu.runner import GpuRunner, Progress
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.settings import ModelSettings
@@ -66,9 +68,8 @@ def load_foreign_on_gpu(
             f"--kv-cache-dtype is {settings.cache_dtype}: must be auto for a model that "
             "transformers computes, which is held to its own logits before it serves"
         )
-    if settings.block_size not in BLOCK_SIZES:
-        allowed = ", ".join(map(str, BLOCK_SIZES))
-        raise ConfigError(f"--block-size is {settings.block_size}: must be {allowed} on a GPU")
+    check_settings(settings)
+    check_stated_heads(Fields.read(directory / "config.json"))
     model = _model_on_gpu(directory, settings, progress)
     config = foreign_config(model, directory, HEAD_DIMS)
     plan = _measured_plan(model, config, settings)

@@ -52,8 +52,6 @@ def load_foreign(
         config,
         num_blocks=num_blocks,
         block_size=block_size,
-        max_rows=config.max_model_len,
-        max_sequences=2,
     )
     return config, runner
 

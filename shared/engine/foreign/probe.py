@@ -31,8 +31,6 @@ def probe(
     *,
     num_blocks: int,
     block_size: int,
-    max_rows: int,
-    max_sequences: int,
 ) -> None:
     """Leave the model with our attention, proven; its cache holds rubbish then.
 
@@ -42,31 +40,32 @@ def probe(
         config: of the model.
         num_blocks: of the cache.
         block_size: tokens.
-        max_rows: of a pass.
-        max_sequences: of a pass.
 
     Raises:
         ConfigError: logits differ, or the cache has not even two blocks.
     """
     room = num_blocks // 2 * block_size
-    length = min(NUM_TOKENS, config.max_model_len, max_rows, room)
+    length = min(NUM_TOKENS, config.max_model_len, room)
     if length < 3:  # noqa: PLR2004  # a prompt in three pieces
-        raise ConfigError(f"the cache has {num_blocks} blocks of {block_size} tokens: too few")
+        raise ConfigError(
+            f"the cache has {num_blocks} blocks of {block_size} tokens, a sequence "
+            f"{config.max_model_len} at most: must be at least 2 blocks and 3 tokens"
+        )
     generator = torch.Generator().manual_seed(SEED)
     prompts = torch.randint(config.vocab_size, (2, length), generator=generator)
     model.set_attn_implementation(EAGER)
     expected = [model(input_ids=prompt[None].to(model.device)).logits[0] for prompt in prompts]
     model.set_attn_implementation(SERVING)
+    # By turns, from the end of the cache: neither in order nor next to one another.
+    blocks = range(num_blocks // 2 * 2 - 1, -1, -1)[: 2 * -(-length // block_size)]
     sequences = [
-        _Sequence(prompt.tolist(), list(range(first, num_blocks // 2 * 2, 2))[::-1], logits)
-        for first, prompt, logits in zip((0, 1), prompts, expected, strict=True)
+        _Sequence(prompt.tolist(), blocks[first::2], logits)
+        for first, prompt, logits in zip((1, 0), prompts, expected, strict=True)
     ]
     name, tolerance = type(model).__name__, TOLERANCES[model.dtype]
     one_pass = [[sequences[0].piece(0, length)]]
     _compare(runner, one_pass, tolerance, f"{name} in one pass")
     in_pieces = list(_pieces(sequences, length))
-    if max_sequences == 1:
-        in_pieces = [[piece] for pieces in in_pieces for piece in pieces]
     _compare(runner, in_pieces, tolerance, f"{name} in pieces")
 
 

@@ -9,6 +9,7 @@ from shared.common.errors import ConfigError
 from shared.config.model import CacheDtype, Dtype
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.memory import MemoryPlan
+from shared.engine.gpu.requirements import check_model, check_settings
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.settings import ModelSettings
@@ -20,7 +21,6 @@ DTYPES = {
     Dtype.FLOAT32: torch.float32,
 }
 FP8_CAPABILITY = (8, 9)  # of compute: from there on float8 e4m3 is converted by the GPU
-BLOCK_SIZES = (16, 32, 64, 128, 256)  # what the attention kernel reads
 INVARIANT_ROWS = 128  # a pass of an 8 B model reads its weights as long as it computes so many
 PROBE_BYTES, PROBE_REPEATS = 1 << 30, 4  # far beyond any cache
 
@@ -31,11 +31,10 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
     """What these settings need on a device with so much memory.
 
     Raises:
-        ConfigError: blocks of a size that a GPU's attention cannot read.
+        ConfigError: the kernels cannot run it, or cannot run it so.
     """
-    if settings.block_size not in BLOCK_SIZES:
-        allowed = ", ".join(map(str, BLOCK_SIZES))
-        raise ConfigError(f"--block-size is {settings.block_size}: must be {allowed} on a GPU")
+    check_settings(settings)
+    check_model(config, settings)
     return MemoryPlan(
         config=config,
         dtype=DTYPES[settings.dtype],
@@ -125,8 +124,8 @@ def num_blocks_of(plan: MemoryPlan, settings: ModelSettings) -> int:
     asked = settings.cache_tokens // settings.block_size
     if asked > plan.num_blocks:
         raise ConfigError(
-            f"--kv-cache-tokens is {settings.cache_tokens}: must be at most {plan.num_tokens}, "
-            f"or 0 for as many as fit\n{plan.render()}"
+            f"{settings.cache_flag} asks for a cache of {settings.cache_tokens} tokens: "
+            f"must be at most {plan.num_tokens}\n{plan.render()}"
         )
     if not asked:
         plan.check()

@@ -1,5 +1,6 @@
 """transformers' modules with the kernels of a GPU, against transformers alone."""
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.common.errors import ConfigError
-from shared.engine.foreign.gpu import HEAD_DIMS, foreign_gpu_runner
+from shared.engine.foreign.gpu import foreign_gpu_runner
 from shared.engine.foreign.loading import foreign_config, read_model
 from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.requirements import HEAD_DIMS
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
@@ -30,10 +32,10 @@ LIMITS = GpuLimits(
 KINDS = ["gemma2", "gpt2", "deepseek_v3"]
 
 
-def load(directory: Path, device: str) -> GpuRunner:
+def load(directory: Path, device: str, limits: GpuLimits = LIMITS) -> GpuRunner:
     model: Any = read_model(directory, torch.float32).to(device)
     config = foreign_config(model, directory, HEAD_DIMS)
-    return foreign_gpu_runner(config, model, LIMITS, lambda _event, _done, _total: None)
+    return foreign_gpu_runner(config, model, limits, lambda _event, _done, _total: None)
 
 
 def close(logits: Tensor, expected: Tensor) -> None:
@@ -87,6 +89,16 @@ def test_a_copied_block_goes_its_own_way(tmp_path: Path, device: str) -> None:
     other = [*tokens[:10], *random_tokens(6, seed=9)]
     forked = runner.run([Span(other[10:], 10, [5, 6], 6)])
     close(forked, expected_logits(model, other)[10:])
+
+
+def test_rounds_may_be_smaller_than_the_proof(tmp_path: Path, device: str) -> None:
+    """Twelve rows, one sequence, a cache of three contexts: it is run in as many passes as need be.
+
+    The proof's tables are of one context each, however large the cache.
+    """
+    saved(tmp_path, "gpt2")
+    limits = dataclasses.replace(LIMITS, max_rows=12, max_sequences=1, max_graph_rows=2)
+    load(tmp_path, device, limits)
 
 
 def test_too_many_heads_a_group_are_refused(tmp_path: Path, device: str) -> None:

@@ -1,6 +1,7 @@
 """Settings and memory of a model that transformers computes on a GPU."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import cast
 
@@ -8,28 +9,16 @@ import pytest
 import torch
 
 from shared.common.errors import ConfigError
-from shared.config.model import CacheDtype, Dtype
+from shared.config.model import CacheDtype
 from shared.engine.config import ModelConfig
 from shared.engine.foreign.config import ForeignConfig, LayerAttention
 from shared.engine.foreign.gpu_loading import MeasuredPlan, load_foreign_on_gpu
 from shared.engine.gpu.memory import GIB, LIBRARY_BYTES
-from shared.engine.settings import ModelSettings
 from shared.engine.spans import Span
 from tests.checkpoints import expected_logits, random_tokens, save_checkpoint
+from tests.settings import GPU_SETTINGS
 from tests.shared.engine.foreign.architectures import foreign
 
-SETTINGS = ModelSettings(
-    device="cuda",
-    dtype=Dtype.FLOAT32,
-    block_size=16,
-    cache_tokens=1_024,
-    max_model_len=0,
-    max_rows=64,
-    max_sequences=4,
-    memory_share=0.5,
-    is_batch_invariant=False,
-    threads=1,
-)
 LAYER = LayerAttention(8, 2, 80, 80, 0.1, None, None)
 CONFIG = ForeignConfig("x", (LAYER,) * 4, 96, 1_000, max_model_len=512, eos_token_ids=())
 PLAN = MeasuredPlan(
@@ -70,15 +59,42 @@ def test_a_model_that_leaves_no_room_is_refused_with_the_plan() -> None:
         ({"is_batch_invariant": True}, "--batch-invariant is set: must be off"),
         ({"cache_dtype": CacheDtype.FP8}, "--kv-cache-dtype is fp8: must be auto for a model"),
         ({"block_size": 8}, "--block-size is 8: must be 16, 32, 64, 128, 256"),
+        ({"max_sequences": 1_025}, "--max-num-seqs is 1025: must be at most 1024"),
     ],
 )
 def test_settings_that_cannot_be_had_are_refused(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     """Before anything is read."""
-    settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]  # one of several
+    settings = dataclasses.replace(GPU_SETTINGS, **changes)  # type: ignore[arg-type]  # one of several
     with pytest.raises(ConfigError, match=message):
         load_foreign_on_gpu(tmp_path, settings, lambda _event, _done, _total: None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head_dim": 257}, "head_dim is 257; allowed on a GPU: at most 256"),
+        (
+            {"num_attention_heads": 34, "num_key_value_heads": 2},
+            "num_attention_heads is 34 and num_key_value_heads is 2: 17 query heads a key head",
+        ),
+        (
+            {"text_config": {"num_attention_heads": 17, "num_key_value_heads": 1}},
+            "17 query heads a key head; allowed on a GPU: at most 16",
+        ),
+    ],
+)
+def test_heads_that_the_kernels_cannot_read_are_refused(
+    values: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    """As soon as the configuration says so: there are no weights here."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "olmo2"} | values))
+    with pytest.raises(ConfigError) as error:
+        load_foreign_on_gpu(tmp_path, GPU_SETTINGS, lambda _event, _done, _total: None)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
 
 
 @pytest.mark.gpu
@@ -87,7 +103,7 @@ def test_a_model_is_loaded_and_captured(model_type: str, tmp_path: Path) -> None
     """From a directory to the logits of transformers, decodes in graphs where it allows them."""
     model = save_checkpoint(tmp_path, foreign(model_type))
     config, runner, _, num_blocks = load_foreign_on_gpu(
-        tmp_path, SETTINGS, lambda _event, _done, _total: None
+        tmp_path, GPU_SETTINGS, lambda _event, _done, _total: None
     )
     assert (config.head_dim, num_blocks) == (32, 64)
     tokens = random_tokens(40)
@@ -101,6 +117,8 @@ def test_a_model_is_loaded_and_captured(model_type: str, tmp_path: Path) -> None
 def test_more_cache_than_fits_is_refused_with_the_plan(tmp_path: Path) -> None:
     """The operator sees what would fit."""
     save_checkpoint(tmp_path, foreign("gemma2"))
-    settings = dataclasses.replace(SETTINGS, cache_tokens=10**12)
-    with pytest.raises(ConfigError, match=r"--kv-cache-tokens is 10+: must be at most"):
+    settings = dataclasses.replace(GPU_SETTINGS, cache_tokens=10**12)
+    with pytest.raises(
+        ConfigError, match=r"--kv-cache-tokens asks for a cache of 10+ tokens: must be"
+    ):
         load_foreign_on_gpu(tmp_path, settings, lambda _event, _done, _total: None)

@@ -10,26 +10,14 @@ import structlog
 import torch
 
 from shared.common.errors import ConfigError
-from shared.config.model import CacheDtype, Dtype
+from shared.config.model import CacheDtype
 from shared.engine.models import load_model
-from shared.engine.settings import ModelSettings
 from shared.engine.spans import Span
 from tests.checkpoints import CONFIGS, MAX_LEN, expected_logits, random_tokens, save_checkpoint
+from tests.settings import CPU_SETTINGS
 from tests.shared.engine.foreign.architectures import foreign
 
 ROOT = Path(__file__).parents[4]
-SETTINGS = ModelSettings(
-    device="cpu",
-    dtype=Dtype.AUTO,
-    block_size=16,
-    cache_tokens=256,
-    max_model_len=0,
-    max_rows=64,
-    max_sequences=4,
-    memory_share=0.9,
-    is_batch_invariant=False,
-    threads=1,
-)
 
 
 @pytest.mark.parametrize(("name", "path"), [("qwen3", "own"), ("gemma2", "transformers")])
@@ -38,7 +26,7 @@ def test_what_we_do_not_know_transformers_computes(name: str, path: str, tmp_pat
     config = CONFIGS[name] if name in CONFIGS else foreign(name)
     model = save_checkpoint(tmp_path, config)
     with structlog.testing.capture_logs() as logs:
-        loaded = load_model(tmp_path, SETTINGS)
+        loaded = load_model(tmp_path, CPU_SETTINGS)
     assert [log for log in logs if log["event"] == "model_loaded"] == [
         {"event": "model_loaded", "log_level": "info", "path": path, "num_blocks": 16}
     ]
@@ -55,13 +43,13 @@ def test_an_unknown_architecture_is_refused(model_type: str, tmp_path: Path) -> 
     """By name."""
     (tmp_path / "config.json").write_text(f'{{"model_type": {model_type}}}')
     with pytest.raises(ConfigError, match=r"model_type is .*; allowed: a causal"):
-        load_model(tmp_path, SETTINGS)
+        load_model(tmp_path, CPU_SETTINGS)
 
 
 def test_a_cache_of_eight_bits_is_refused_on_a_cpu(tmp_path: Path) -> None:
     """By the flag's name, whatever the model."""
     save_checkpoint(tmp_path, CONFIGS["llama"])
-    settings = dataclasses.replace(SETTINGS, cache_dtype=CacheDtype.FP8)
+    settings = dataclasses.replace(CPU_SETTINGS, cache_dtype=CacheDtype.FP8)
     with pytest.raises(ConfigError, match="--kv-cache-dtype is fp8: must be auto on a CPU"):
         load_model(tmp_path, settings)
 

@@ -92,38 +92,35 @@ CONFIG = ForeignConfig("x", (LAYER,), 8, vocab_size=7, max_model_len=64, eos_tok
 
 
 def run_probe(
-    runner: Recorded, *, num_blocks: int = 8, max_rows: int = 64, max_sequences: int = 4
+    runner: Recorded, *, num_blocks: int = 8, block_size: int = 16, config: ForeignConfig = CONFIG
 ) -> Constant:
     model = Constant()
-    probe(
-        model,
-        runner,
-        CONFIG,
-        num_blocks=num_blocks,
-        block_size=16,
-        max_rows=max_rows,
-        max_sequences=max_sequences,
-    )
+    probe(model, runner, config, num_blocks=num_blocks, block_size=block_size)
     return model
 
 
 def test_every_token_is_computed_in_one_pass_and_in_ragged_pieces() -> None:
-    """Of two sequences, in blocks that belong to one of them each."""
+    """Of two sequences, in blocks that belong to one of them each, no more than they need."""
     runner = Recorded(torch.ones(64, 7))
     assert run_probe(runner).implementation == "outrider"
     shapes = [[(span.start, len(span.token_ids)) for span in spans] for spans in runner.passes]
     assert shapes == [[(0, 24)], [(0, 12), (0, 1)], [(12, 1), (1, 12)], [(13, 11), (13, 11)]]
-    assert [list(span.block_ids) for span in runner.passes[1]] == [[6, 4, 2, 0], [7, 5, 3, 1]]
+    assert [list(span.block_ids) for span in runner.passes[1]] == [[6, 4], [7, 5]]
 
 
-def test_small_rounds_get_small_pieces() -> None:
-    """A worker may be set to few rows, one sequence and few blocks."""
+def test_a_small_cache_gets_short_prompts() -> None:
+    """A worker may be set to few blocks, of few tokens."""
     runner = Recorded(torch.ones(64, 7))
-    run_probe(runner, max_rows=5, max_sequences=1)
-    assert max(len(spans) for spans in runner.passes) == 1
+    run_probe(runner, num_blocks=2, block_size=5)
     assert max(len(span.token_ids) for spans in runner.passes for span in spans) == 5
-    with pytest.raises(ConfigError, match="the cache has 1 blocks of 16 tokens: too few"):
-        run_probe(runner, num_blocks=1)
+
+
+@pytest.mark.parametrize(("num_blocks", "max_model_len"), [(1, 64), (2, 2)])
+def test_what_is_too_small_to_tell_is_refused(num_blocks: int, max_model_len: int) -> None:
+    """Two sequences, in three pieces each."""
+    config = dataclasses.replace(CONFIG, max_model_len=max_model_len)
+    with pytest.raises(ConfigError, match="must be at least 2 blocks and 3 tokens"):
+        run_probe(Recorded(torch.ones(64, 7)), num_blocks=num_blocks, config=config)
 
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan"), float("inf")])
