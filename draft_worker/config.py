@@ -1,7 +1,6 @@
 """The settings of a draft worker."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -21,9 +20,13 @@ class DrafterKind(StrEnum):
 class Config(ModelOptions, frozen=True, kw_only=True):
     """Flags and environment variables; the reasons for the defaults are in draft_worker.limits."""
 
-    model: Annotated[
-        Path | None, Meta(description="Hugging Face directory; not needed by ngram")
-    ] = None
+    model: (
+        Annotated[
+            str,
+            Meta(min_length=1, description="Hugging Face directory, or hub id org/name[@revision]"),
+        ]
+        | None
+    ) = None
     drafter: Annotated[
         DrafterKind, Meta(description="a model, or repeats of the session's own text")
     ] = DrafterKind.MODEL

@@ -7,6 +7,8 @@ from draft_worker.drafter import Drafter
 from draft_worker.ngram_drafter import NgramDrafter
 from shared.common.errors import ConfigError
 from shared.config.model import Dtype
+from shared.config.source import served_name
+from shared.engine.hub import Part, model_directory
 from shared.engine.settings import MAX_GPU_SEQUENCES, ModelSettings
 from shared.engine.text import TextTokenizer
 from shared.protocol.messages import DraftRequest
@@ -32,18 +34,20 @@ def equip(config: Config) -> Equipment:
 
     Raises:
         ConfigError: the model is missing or cannot be loaded.
+        Unavailable: the model cannot be fetched now.
     """
     if config.drafter is DrafterKind.NGRAM:
         return _equip_ngram(config)
     if config.model is None:
-        raise ConfigError("--model is required: must be a Hugging Face directory")
+        raise ConfigError("--model is required: must be a Hugging Face directory or a hub id")
     # The n-gram drafter starts without torch.
     from draft_worker.model_drafter import ModelDrafter  # noqa: PLC0415
     from shared.engine.blocks import BlockPool  # noqa: PLC0415
     from shared.engine.models import load_model  # noqa: PLC0415
 
-    tokenizer = TextTokenizer.load(config.model)
-    model = load_model(config.model, model_settings(config))
+    directory = model_directory(config.model)
+    tokenizer = TextTokenizer.load(directory)
+    model = load_model(directory, model_settings(config))
     shape = model.config
     drafter = ModelDrafter(
         model.runner,
@@ -56,7 +60,7 @@ def equip(config: Config) -> Equipment:
     _warm_up(drafter, shape.max_model_len)
     return Equipment(
         drafter,
-        name=config.model.resolve().name,
+        name=served_name(config.model),
         vocabulary=tokenizer.fingerprint,
         max_model_len=shape.max_model_len,
         vocab_size=shape.vocab_size,
@@ -86,7 +90,7 @@ def _equip_ngram(config: Config) -> Equipment:
     drafter = NgramDrafter(limits=config.limits)
     if config.model is None:
         return Equipment(drafter, name="ngram", vocabulary=None, max_model_len=0, vocab_size=0)
-    tokenizer = TextTokenizer.load(config.model)
+    tokenizer = TextTokenizer.load(model_directory(config.model, Part.DESCRIPTION))
     return Equipment(
         drafter,
         name="ngram",

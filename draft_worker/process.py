@@ -10,7 +10,7 @@ from draft_worker.equipment import Equipment, equip
 from draft_worker.worker import DraftWorker, EngineFailed
 from shared.bus.connection import Bus
 from shared.common.clock import SystemClock
-from shared.common.exits import run_worker
+from shared.common.exits import exits_when_unavailable, run_worker
 from shared.protocol.keys import Keys
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,7 +26,8 @@ def run(config: Config, worker_id: str) -> int:
     """
     for number in _SIGNALS:
         signal.signal(number, _leave_early)
-    equipment = equip(config)
+    with exits_when_unavailable():
+        equipment = equip(config)
     return run_worker(_serve(config, equipment, worker_id), engine_failed=EngineFailed)
 
 

@@ -8,6 +8,7 @@ import structlog
 
 from shared.common import log
 from shared.config.flags import exits_on_config_error, load, log_config
+from shared.config.source import served_name
 from stack.config import StackConfig, check_models
 from stack.supervisor import StartFailed, Supervisor
 from stack.system import prepared
@@ -29,7 +30,8 @@ async def serve(config: StackConfig) -> None:
             loop.add_signal_handler(number, supervisor.stop)
 
         def on_ready() -> None:
-            sys.stdout.write(f"Outrider serves {config.target.name} at {system.gateway_url}\n")
+            name = served_name(config.target)
+            sys.stdout.write(f"Outrider serves {name} at {system.gateway_url}\n")
             sys.stdout.flush()
 
         await supervisor.run(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from shared.config.source import absolute
 from stack.config import StackConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,13 +61,13 @@ def gateway_command(config: StackConfig, *, redis_url: str, port: int) -> Comman
 
 def target_command(config: StackConfig, index: int, *, redis_url: str) -> Command:
     """One target worker."""
-    flags = ("--model", str(config.target.resolve()), *_drain(config))
+    flags = ("--model", absolute(config.target), *_drain(config))
     return _python_command(f"target-{index}", "target_worker", config, redis_url, flags)
 
 
 def draft_command(config: StackConfig, index: int, *, redis_url: str) -> Command:
     """One draft worker. It has nothing to drain: targets go on without it."""
-    flags = ("--model", str(config.draft.resolve()))
+    flags = ("--model", absolute(config.draft))
     return _python_command(f"draft-{index}", "draft_worker", config, redis_url, flags)
 
 

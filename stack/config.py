@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 
 from shared.common.errors import ConfigError
 from shared.config.common import LogLevel
+from shared.config.source import find_source
 
 MAX_WORKERS = 64  # of one kind; far above what one machine can feed
 _Port = Annotated[int, Meta(ge=0, le=65_535, description="port of the gateway; 0: any free one")]
@@ -28,12 +29,12 @@ class StackConfig(Struct, frozen=True, kw_only=True):
     draft_workers: Annotated[
         int, Meta(ge=0, le=MAX_WORKERS, description="processes that guess; 0: plain decoding")
     ] = 1
-    target: Annotated[Path, Meta(description="model directory of the targets")] = Path(
-        "models/storyteller"
-    )
-    draft: Annotated[Path, Meta(description="model directory of the drafts")] = Path(
-        "models/storyteller-draft"
-    )
+    target: Annotated[
+        str, Meta(min_length=1, description="model of the targets: directory or hub id")
+    ] = "models/storyteller"
+    draft: Annotated[
+        str, Meta(min_length=1, description="model of the drafts: directory or hub id")
+    ] = "models/storyteller-draft"
     redis_url: _Url | None = None
     redis_port: _RedisPort = 0
     data_dir: Annotated[Path, Meta(description="logs and the embedded server's data")] = Path(
@@ -50,14 +51,15 @@ class StackConfig(Struct, frozen=True, kw_only=True):
 
 
 def check_models(config: StackConfig) -> None:
-    """Refuse model directories that cannot work before anything is started.
+    """Refuse models that cannot work before anything is started. Hub ids are asked for later.
 
     Raises:
-        ConfigError: a directory is not there or holds no model.
+        ConfigError: neither a hub id nor a directory, or a directory without a model.
     """
     needed = {"--target": config.target}
     if config.draft_workers:
         needed["--draft"] = config.draft
-    for flag, directory in needed.items():
-        if not (directory / "config.json").is_file():
-            raise ConfigError(f"{flag} is '{directory}': must be a directory with config.json")
+    for flag, value in needed.items():
+        source = find_source(value, flag=flag)
+        if isinstance(source, Path) and not (source / "config.json").is_file():
+            raise ConfigError(f"{flag} is '{value}': must be a directory with config.json")

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from shared.common import log
 from shared.config.flags import exits_on_config_error, load, log_config
+from shared.config.source import served_name
 from stack.chat import Figures, Message, ServiceError, answer, make_client
 from stack.config import StackConfig, check_models
 from stack.supervisor import StartFailed, Supervisor
@@ -72,7 +73,7 @@ class Conversation:
         figures = None
         pieces = answer(
             self._client,
-            model=self._config.target.name,
+            model=served_name(self._config.target),
             messages=self._turns,
             temperature=self._config.temperature,
         )
@@ -155,7 +156,7 @@ async def demo(config: DemoConfig, terminal: Terminal) -> int:
     """
     terminal.remark("starting Outrider (the first time takes longest) …")
     async with running_stack(config, terminal) as url, make_client(url) as client:
-        terminal.remark(f"serving {config.target.name} at {url}\n")
+        terminal.remark(f"serving {served_name(config.target)} at {url}\n")
         conversation = Conversation(client, terminal, config)
         if config.prompt:
             return 0 if await conversation.say(config.prompt) else 1

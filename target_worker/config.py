@@ -1,6 +1,5 @@
 """The settings of a target worker."""
 
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -18,7 +17,9 @@ GPU_ROUND_TOKENS = 2_048  # from some 200 rows on a GPU computes rather than rea
 class Config(ModelOptions, frozen=True, kw_only=True):
     """Flags and environment variables of `python -m target_worker`."""
 
-    model: Annotated[Path, Meta(description="Hugging Face directory; its name is what is served")]
+    model: Annotated[
+        str, Meta(min_length=1, description="Hugging Face directory, or hub id org/name[@revision]")
+    ]
     max_model_len: Annotated[
         int, Meta(ge=0, le=1 << 24, description="tokens of prompt and output; 0: the model's own")
     ] = 0

@@ -7,7 +7,9 @@ import structlog
 from shared.common.clock import Clock
 from shared.common.errors import ConfigError
 from shared.config.model import CPU
+from shared.config.source import served_name
 from shared.engine.blocks import BlockPool
+from shared.engine.hub import model_directory
 from shared.engine.models import Model, load_model
 from shared.engine.settings import ModelSettings
 from shared.engine.text import TextTokenizer
@@ -38,11 +40,12 @@ def equip(config: Config) -> Equipment:
     """Load the model.
 
     Raises:
-        ConfigError: the directory or the sizes do not work.
+        ConfigError: the model or the sizes do not work.
+        Unavailable: the model cannot be fetched now.
     """
-    name = config.model.resolve().name
-    tokenizer = TextTokenizer.load(config.model)
-    model = load_model(config.model, model_settings(config))
+    directory = model_directory(config.model)
+    tokenizer = TextTokenizer.load(directory)
+    model = load_model(directory, model_settings(config))
     vocab_size = model.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
@@ -50,7 +53,7 @@ def equip(config: Config) -> Equipment:
             f"the model only {vocab_size}"
         )
     served = Served(
-        name=name,
+        name=served_name(config.model),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         max_model_len=_max_model_len(

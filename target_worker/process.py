@@ -6,7 +6,8 @@ import sys
 
 from shared.bus.connection import Bus
 from shared.common.clock import SystemClock
-from shared.common.exits import run_worker
+from shared.common.exits import exits_when_unavailable, leaving_on_signals, run_worker
+from shared.engine.hub import Part, model_directory
 from shared.engine.models import render_plan
 from shared.protocol.keys import Keys
 from target_worker.config import Config
@@ -20,10 +21,12 @@ def run(config: Config, worker_id: str) -> int:
     Raises:
         ConfigError: the model cannot be served so, or the server does not let us in.
     """
-    if config.plan:
-        sys.stdout.write(render_plan(config.model, model_settings(config)) + "\n")
-        return 0
-    equipment = equip(config)
+    with exits_when_unavailable(), leaving_on_signals():
+        if config.plan:
+            directory = model_directory(config.model, Part.DESCRIPTION)
+            sys.stdout.write(render_plan(directory, model_settings(config)) + "\n")
+            return 0
+        equipment = equip(config)
     return run_worker(_serve(config, equipment, worker_id), engine_failed=EngineFailed)
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -11,8 +13,37 @@ from shared.common.errors import Unavailable
 
 EXIT_UNAVAILABLE = 1
 EXIT_ENGINE_FAILED = 70  # EX_SOFTWARE
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = structlog.get_logger()
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the process in order, before an event loop takes them over.
+
+    The default would kill it, and leave pieces of files in a cache that others use.
+    """
+    before = {number: signal.signal(number, _leave) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(_number: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
+@contextmanager
+def exits_when_unavailable() -> Iterator[None]:
+    """Turn Unavailable, before the event loop runs, into one event and a status to try again by."""
+    try:
+        yield
+    except Unavailable as error:
+        _log.error("model_unavailable", reason=str(error))
+        raise SystemExit(EXIT_UNAVAILABLE) from error
 
 
 def run_worker(serve: Coroutine[None, None, None], *, engine_failed: type[Exception]) -> int:

@@ -20,7 +20,7 @@ from tests.tiny_models import save_llama
 
 def test_a_model_drafter_is_ready_to_guess(tmp_path: Path) -> None:
     """Loaded, warmed up, empty."""
-    equipment = equip(Config(model=save_llama(tmp_path / "tiny"), num_blocks=32))
+    equipment = equip(Config(model=str(save_llama(tmp_path / "tiny")), num_blocks=32))
     drafter = equipment.drafter
     assert isinstance(drafter, ModelDrafter)
     assert (equipment.name, equipment.max_model_len, equipment.vocab_size) == ("tiny", 512, 320)
@@ -33,14 +33,14 @@ def test_a_model_drafter_is_ready_to_guess(tmp_path: Path) -> None:
 def test_the_n_gram_drafter_takes_a_vocabulary_or_any(tmp_path: Path) -> None:
     """With a model directory it serves that vocabulary alone."""
     free = equip(Config(drafter=DrafterKind.NGRAM))
-    bound = equip(Config(drafter=DrafterKind.NGRAM, model=save_llama(tmp_path / "tiny")))
+    bound = equip(Config(drafter=DrafterKind.NGRAM, model=str(save_llama(tmp_path / "tiny"))))
     assert isinstance(free.drafter, NgramDrafter)
     assert free.vocabulary is None
     assert bound.vocabulary is not None
 
 
-@pytest.mark.parametrize("model", [None, Path("/nowhere")], ids=["missing", "absent"])
-def test_a_model_that_is_not_there_is_the_operators_fault(model: Path | None) -> None:
+@pytest.mark.parametrize("model", [None, "/nowhere"], ids=["missing", "absent"])
+def test_a_model_that_is_not_there_is_the_operators_fault(model: str | None) -> None:
     """Said by name, before anything is connected."""
     with pytest.raises(ConfigError, match="model"):
         equip(Config(model=model))

@@ -4,7 +4,7 @@ from pathlib import Path
 from stack import commands
 from stack.config import StackConfig
 
-CONFIG = StackConfig(target=Path("/m/storyteller"), draft=Path("/m/draft"), key_prefix="mine:")
+CONFIG = StackConfig(target="/m/storyteller", draft="/m/draft", key_prefix="mine:")
 URL = "redis://127.0.0.1:7000/0"
 
 
@@ -22,6 +22,13 @@ def test_each_role_is_a_module_with_flags() -> None:
     assert commands.gateway_command(CONFIG, redis_url=URL, port=80).argv[1:7] == (
         "-m", "gateway", "--host", "127.0.0.1", "--port", "80",
     )  # fmt: skip
+
+
+def test_a_hub_id_reaches_the_worker_as_it_is() -> None:
+    """The worker fetches it; a directory becomes absolute, since children run elsewhere."""
+    config = StackConfig(target="org/name@v1", draft="models")
+    assert commands.target_command(config, 0, redis_url=URL).argv[4] == "org/name@v1"
+    assert commands.draft_command(config, 0, redis_url=URL).argv[4] == str(Path("models").resolve())
 
 
 def test_the_server_listens_on_loopback_and_keeps_everything() -> None:

@@ -129,7 +129,13 @@ class Running:
 def config(model: Path, **fields: Any) -> Config:  # noqa: ANN401 -- any setting
     """Small settings."""
     return Config(
-        **{"model": model, "max_num_seqs": 8, "max_batched_tokens": 64, "drain_s": 30.0, **fields}
+        **{
+            "model": str(model),
+            "max_num_seqs": 8,
+            "max_batched_tokens": 64,
+            "drain_s": 30.0,
+            **fields,
+        }
     )
 
 

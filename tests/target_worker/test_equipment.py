@@ -68,5 +68,5 @@ def test_settings_that_do_not_go_together_are_refused(fields: dict[str, int], na
 
 def test_the_heartbeat_stops_before_the_process() -> None:
     """A stall costs the lease first, whatever the limit is."""
-    assert Config(model=Path(), hang_s=1.0).stall_s == 0.5
-    assert Config(model=Path(), hang_s=60.0).stall_s == 4.0
+    assert Config(model=".", hang_s=1.0).stall_s == 0.5
+    assert Config(model=".", hang_s=60.0).stall_s == 4.0

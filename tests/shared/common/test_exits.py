@@ -1,10 +1,20 @@
 """shared/common/exits.py: the status tells an operator, or a supervisor, what has happened."""
 
+import signal
 import subprocess
 import sys
 
+import pytest
+from structlog.testing import capture_logs
+
 from shared.common.errors import Unavailable
-from shared.common.exits import EXIT_ENGINE_FAILED, EXIT_UNAVAILABLE, run_worker
+from shared.common.exits import (
+    EXIT_ENGINE_FAILED,
+    EXIT_UNAVAILABLE,
+    exits_when_unavailable,
+    leaving_on_signals,
+    run_worker,
+)
 
 HANGING = """
 import threading
@@ -40,3 +50,22 @@ def test_a_hanging_thread_does_not_keep_a_broken_worker() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert ended.returncode == EXIT_ENGINE_FAILED
     assert "engine_failed" in ended.stdout + ended.stderr
+
+
+def test_a_model_that_cannot_be_fetched_now_is_one_event() -> None:
+    """And the status of whoever may be started again."""
+    with capture_logs() as logs, pytest.raises(SystemExit) as exit_info, exits_when_unavailable():
+        raise Unavailable("the hub is away")
+    assert exit_info.value.code == EXIT_UNAVAILABLE
+    assert [(line["event"], line["reason"]) for line in logs] == [
+        ("model_unavailable", "the hub is away")
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_loop_leaves_in_order(number: signal.Signals) -> None:
+    """What is being done is undone on the way out; afterwards the handlers are those of before."""
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as exit_info, leaving_on_signals():
+        signal.raise_signal(number)
+    assert (exit_info.value.code, signal.getsignal(number)) == (0, before)
