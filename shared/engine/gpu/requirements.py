@@ -4,12 +4,11 @@ from kernels.gpu.rms_norm import MAX_DIM
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
 from shared.engine.fields import Fields
-from shared.engine.gpu.limits import DECODE_TILE
 from shared.engine.settings import MAX_GPU_SEQUENCES, ModelSettings
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # what attention reads
 HEAD_DIMS = (32, 64, 96, 128, 256)  # the same
-MAX_GROUP_SIZE = DECODE_TILE  # all query heads that read one key head share a tile
+MAX_GROUP_SIZE = 16  # query heads a key head: they share a tile, and so many fit the smallest
 
 
 def check_settings(settings: ModelSettings) -> None:

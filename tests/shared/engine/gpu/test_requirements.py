@@ -11,10 +11,9 @@ from kernels.gpu.attention_work import MAX_SEQUENCES
 from kernels.gpu.verify_attention import CONFIGS as TILES_OF_KERNEL
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
-from shared.engine.gpu.limits import DECODE_TILE
 from shared.engine.gpu.loading import memory_plan, num_blocks_of
 from shared.engine.gpu.memory import GIB, MemoryPlan
-from shared.engine.gpu.requirements import HEAD_DIMS
+from shared.engine.gpu.requirements import HEAD_DIMS, MAX_GROUP_SIZE
 from shared.engine.settings import MAX_GPU_SEQUENCES, ModelSettings
 from tests.settings import GPU_SETTINGS
 
@@ -65,9 +64,10 @@ def test_a_model_that_the_kernels_cannot_run_is_refused(
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_what_is_allowed_has_a_plan(head_dim: int, tmp_path: Path) -> None:
     """And the kernel has tiles for it."""
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 1, "head_dim": head_dim}
-    assert plan(tmp_path, heads).config.head_dim == head_dim
-    assert (DECODE_TILE, 1 << (head_dim - 1).bit_length()) in TILES_OF_KERNEL
+    heads = {"num_attention_heads": MAX_GROUP_SIZE, "num_key_value_heads": 1}
+    assert plan(tmp_path, heads | {"head_dim": head_dim}).config.head_dim == head_dim
+    width = 1 << (head_dim - 1).bit_length()
+    assert min(size for size, dim in TILES_OF_KERNEL if dim == width) == MAX_GROUP_SIZE
 
 
 @pytest.mark.parametrize(
