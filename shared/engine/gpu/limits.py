@@ -1,11 +1,25 @@
 """Sizes that buffers, graphs and the memory plan agree on. Arithmetic alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from kernels.gpu.attention_work import max_items
+from kernels.gpu.attention_work import CHUNK_LEN, max_items
 
-DECODE_TILE, VERIFY_TILE, PREFILL_TILE = 16, 32, 128  # query rows x heads a tile of attention
-TILES = (DECODE_TILE, VERIFY_TILE, PREFILL_TILE)
+
+class Tiling(NamedTuple):
+    """How attention cuts a round: see `kernels.gpu.attention_work.AttentionWork`."""
+
+    block_m: int  # query rows x heads a tile
+    chunk_len: int = CHUNK_LEN  # tokens
+    merges_apart: bool = False
+
+
+DECODE, VERIFY, PREFILL = Tiling(16), Tiling(32), Tiling(128)
+# One or two sequences do not fill a GPU: small chunks, 7.9 instead of 10.7 us a layer for a row of
+# 1,024 tokens, 9.2 instead of 15.4 for five (H200, bench.gpu_attention); for eight it is slower.
+FEW_DECODE, FEW_VERIFY = Tiling(16, 64, merges_apart=True), Tiling(32, 64, merges_apart=True)
+FEW_SEQUENCES, FEW_ROWS, FEW_CONTEXT = 2, 32, 4_096  # a longer context is chunks enough
 # Dense where a row more costs something, sparse where the pass is bound by its weights anyway.
 GRAPH_ROWS = (
     *(1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128),
@@ -41,33 +55,59 @@ class GpuLimits:
         return tuple(num_rows for num_rows in GRAPH_ROWS if num_rows <= most)
 
     @property
-    def graph_tiles(self) -> tuple[int, ...]:
-        """Tiles of attention that have graphs."""
-        return (DECODE_TILE, VERIFY_TILE) if self.fixed_rows is None else (VERIFY_TILE,)
+    def tilings(self) -> tuple[Tiling, ...]:
+        """Of all rounds. Where a row's bits are its own, there is one."""
+        if self.fixed_rows is not None:
+            return (VERIFY,)
+        return (DECODE, VERIFY, PREFILL, FEW_DECODE, FEW_VERIFY)
 
-    def tile_of(self, longest: int, group_size: int) -> int:
-        """The tile for a round whose longest span has so many rows: for decoding, drafts, prefill.
+    @property
+    def graphs(self) -> dict[Tiling, tuple[int, ...]]:
+        """Numbers of rows that have graphs, by tiling; rounds with prefill chunks have none."""
+        few = tuple(num_rows for num_rows in self.graph_rows if num_rows <= FEW_ROWS)
+        return {
+            tiling: few if tiling.merges_apart else self.graph_rows
+            for tiling in self.tilings
+            if tiling != PREFILL
+        }
+
+    def tiling_of(self, lens: Sequence[tuple[int, int]], group_size: int) -> Tiling:
+        """The tiling for a round of (rows, context) each: for decoding, drafts, prefill.
 
         Four tiles of a verify round read a context as often as one for prefill computes it.
         """
         if self.fixed_rows is not None:
-            return VERIFY_TILE
-        if longest * group_size <= DECODE_TILE:
-            return DECODE_TILE
-        return VERIFY_TILE if longest * group_size <= 4 * VERIFY_TILE else PREFILL_TILE
+            return VERIFY
+        longest = max(num_rows for num_rows, _ in lens) * group_size
+        if longest > 4 * VERIFY.block_m:
+            return PREFILL
+        is_decode = longest <= DECODE.block_m
+        if (
+            len(lens) <= FEW_SEQUENCES
+            and sum(num_rows for num_rows, _ in lens) <= FEW_ROWS
+            and max(context for _, context in lens) <= FEW_CONTEXT
+        ):
+            return FEW_DECODE if is_decode else FEW_VERIFY
+        return DECODE if is_decode else VERIFY
 
-    def room_for_items(self, tile: int, group_size: int) -> int:
+    def room_for_items(self, tiling: Tiling, group_size: int) -> int:
         """Items of attention to set aside: of the longest span alone, and of a full cache's rows.
 
         Sequences that share a prefix can ask for more than the cache holds; such a round is split.
         """
         longest = self.max_pass_rows
-        if self.fixed_rows is None and tile != PREFILL_TILE:
-            longest = max(1, 4 * tile // group_size)
-        alone = (min(longest, self.max_model_len), self.max_model_len)
-        share = self.num_blocks * self.block_size // self.max_sequences
-        each = (1, min(self.max_model_len, share))
+        if self.fixed_rows is None and tiling != PREFILL:
+            longest = max(1, 4 * tiling.block_m // group_size)
+        context, num_sequences = self.max_model_len, self.max_sequences
+        if tiling.merges_apart:
+            context, num_sequences = min(context, FEW_CONTEXT), min(num_sequences, FEW_SEQUENCES)
+            longest = min(longest, FEW_ROWS)
+        alone = (min(longest, context), context)
+        share = self.num_blocks * self.block_size // num_sequences
+        each = (1, min(context, share))
         return max(
-            max_items(lens, group_size=group_size, block_m=tile)
-            for lens in ([alone], [each] * self.max_sequences)
+            max_items(
+                lens, group_size=group_size, block_m=tiling.block_m, chunk_len=tiling.chunk_len
+            )
+            for lens in ([alone], [each] * num_sequences)
         )

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.gpu.attention_work import ITEM_WORDS
+from kernels.gpu.attention_work import ITEM_WORDS, ROW_WORDS
 from shared.common.errors import ConfigError
 from shared.engine.checkpoint import expected_shapes
 from shared.engine.config import ModelConfig
-from shared.engine.gpu.limits import GRAPH_ROWS, TILES, GpuLimits
+from shared.engine.gpu.limits import GRAPH_ROWS, GpuLimits
+from shared.engine.gpu.sampling import sampler_bytes
 
 GIB, KIB = 2**30, 2**10
 # Context of the driver, code of kernels and libraries, workspaces of matrix products. An estimate.
@@ -92,24 +93,33 @@ class MemoryPlan:
     def graph_bytes(self) -> int:
         """One pool, as large as the largest graph's activations, and the launches of all graphs."""
         config, limits = self.config, self.limits(0)
-        num_graphs = len(limits.graph_rows) * len(limits.graph_tiles)
+        num_graphs = sum(map(len, limits.graphs.values()))
         numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
         row = (numbers + 5 * config.intermediate_size) * self.dtype.itemsize
         num_launches = LAUNCHES_PER_LAYER * config.num_layers + LAUNCHES_AROUND
         return max(limits.graph_rows, default=0) * row + num_graphs * num_launches * LAUNCH_BYTES
+
+    @property
+    def max_sampled_rows(self) -> int:
+        """Every sequence of a round is sampled at one row at least, prefill included."""
+        return max(self.max_rows, self.max_sequences)
+
+    @property
+    def sampler_bytes(self) -> int:
+        """Of the sampler, with the float64 copies of rows that penalties change."""
+        return sampler_bytes(self.max_sampled_rows, self.config.vocab_size)
 
     def partial_bytes(self, num_blocks: int) -> int:
         """What attention leaves to be merged, and its lists, over a cache of so many blocks."""
         config, group_size = self.config, self.config.layout.group_size
         limits = self.limits(num_blocks)
         words = ITEM_WORDS.value + 2 * config.num_kv_heads  # counters, of chunks and of segments
+        per_row = config.num_kv_heads * (config.head_dim + 2) * FLOAT32_BYTES
         return sum(
-            limits.room_for_items(tile, group_size)
-            * (
-                config.num_kv_heads * tile * (config.head_dim + 2) * FLOAT32_BYTES
-                + words * INT32_BYTES
-            )
-            for tile in TILES
+            limits.room_for_items(tiling, group_size)
+            * (per_row * tiling.block_m + words * INT32_BYTES)
+            + limits.max_pass_rows * ROW_WORDS.value * INT32_BYTES
+            for tiling in limits.tilings
         )
 
     @property
@@ -162,6 +172,7 @@ class MemoryPlan:
             ("activations", _gib(self.activation_bytes)),
             ("partial attention", _gib(self.partial_bytes(self.num_blocks))),
             ("graphs", _gib(self.graph_bytes)),
+            ("sampler", _gib(self.sampler_bytes)),
             ("driver and libraries", _gib(LIBRARY_BYTES)),
             ("cache", _gib(self.cache_bytes)),
             ("cache of a token", f"{self.cache_bytes_per_token / KIB:,.1f} KiB"),
@@ -196,7 +207,8 @@ class MemoryPlan:
     @property
     def _fixed_bytes(self) -> int:
         """Everything whose size does not depend on the cache's."""
-        return self.weight_bytes + self.activation_bytes + self.graph_bytes + LIBRARY_BYTES
+        model_bytes = self.weight_bytes + self.activation_bytes + self.graph_bytes
+        return model_bytes + self.sampler_bytes + LIBRARY_BYTES
 
 
 def _num_weights(config: ModelConfig) -> int:

@@ -16,7 +16,7 @@ from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
 from shared.engine.gpu.graphs import RoundGraphs
-from shared.engine.gpu.limits import TILES, GpuLimits
+from shared.engine.gpu.limits import GpuLimits, Tiling
 from shared.engine.gpu.passes import passes
 from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.gpu.weights import load_gpu_weights
@@ -44,7 +44,7 @@ class GpuRunner(Runner):
             block_size=limits.block_size,
             device=device,
         )
-        self._works = {tile: self._work(tile) for tile in TILES}
+        self._works = {tiling: self._work(tiling) for tiling in limits.tilings}
         self._graphs: RoundGraphs | None = None
 
     @classmethod
@@ -94,15 +94,48 @@ class GpuRunner(Runner):
     @torch.inference_mode()
     def capture(self, progress: Progress) -> None:
         """Capture the graphs of all sizes; afterwards rounds that fit one are replayed."""
-        rows, tiles = self._limits.graph_rows, self._limits.graph_tiles
+        rows = self._limits.graph_rows
         if not rows:
             return
         vocab_size, dtype = self.config.vocab_size, self._decoder.dtype
         logits = torch.empty(rows[-1], vocab_size, dtype=dtype, device=self.device)
         self._buffers.stage([Span([0], 0, [0], 1)])
-        graphs = RoundGraphs(self._launch, logits, rows, tiles)
+        graphs = RoundGraphs(self._launch, logits, self._limits.graphs)
         graphs.capture(lambda done, total: progress("graphs_captured", done, total))
         self._graphs = graphs
+
+    @property
+    def graph_logits(self) -> Tensor | None:
+        """[rows of the largest graph, V], where rounds in graphs leave theirs; None without any."""
+        return None if self._graphs is None else self._graphs.logits
+
+    @torch.inference_mode()
+    def warm_up(self) -> Tensor:
+        """Compile, load and allocate what rounds outside of graphs need; before the first of them.
+
+        Chunks of a prompt of all sizes, with each work of attention, and a copied block. They write
+        to block 0, which is nobody's yet, and leave it empty.
+
+        Returns:
+            Logits as such rounds give them.
+        """
+        limits = self._limits
+        longest = min(limits.max_pass_rows, limits.max_model_len)
+        num_rows = self._buffers.stage([Span([0] * min(2, longest), 0, [0], 1)]).num_rows
+        rows = torch.arange(num_rows, device=self.device)
+        # A matrix product of no row, or of one, can be another kernel than of two.
+        kinds = [(work, 1) for work in self._works.values()]
+        for work, num_logits in (*kinds, (kinds[0][0], 0), (kinds[0][0], 2)):
+            logit_rows = rows[:num_logits]
+            self._decoder.forward(self._buffers, work, num_rows=num_rows, logit_rows=logit_rows)
+        for size in (*(1 << power for power in range(2, longest.bit_length())), longest):
+            table = [0] * -(-size // limits.block_size)
+            logits = self._run_pass([Span([0] * size, 0, table, 1)])
+        self.copy_blocks([(0, 0)])
+        for keys, values in self._cache.layers:
+            keys[0].zero_()
+            values[0].zero_()
+        return logits
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> Tensor:
@@ -130,9 +163,9 @@ class GpuRunner(Runner):
 
     def _halves(self, spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
         """A pass, halved until its sequences and its attention have room. One span always has."""
-        tile = self._tile(spans)
+        tiling = self._tiling(spans)
         is_fitting = len(spans) <= self._limits.max_sequences and (
-            self._num_items(spans, tile) <= len(self._works[tile].items)
+            self._num_items(spans, tiling) <= len(self._works[tiling].items)
         )
         if is_fitting or len(spans) == 1:
             yield spans
@@ -142,25 +175,25 @@ class GpuRunner(Runner):
             yield from self._halves(spans[half:])
 
     def _run_pass(self, spans: Sequence[Span]) -> Tensor:
-        tile, fixed_rows = self._tile(spans), self._limits.fixed_rows
+        tiling, fixed_rows = self._tiling(spans), self._limits.fixed_rows
         shape = self._buffers.stage(spans)
         if fixed_rows is not None:
-            return self._run_rows(fixed_rows, tile)[self._logit_rows(spans)]
+            return self._run_rows(fixed_rows, tiling)[self._logit_rows(spans)]
         if all(span.num_logits == len(span.token_ids) for span in spans):
-            return self._run_rows(shape.num_rows, tile)
+            return self._run_rows(shape.num_rows, tiling)
         return self._decoder.forward(
             self._buffers,
-            self._works[tile],
+            self._works[tiling],
             num_rows=shape.num_rows,
             logit_rows=self._logit_rows(spans),
         )
 
-    def _run_rows(self, num_rows: int, tile: int) -> Tensor:
+    def _run_rows(self, num_rows: int, tiling: Tiling) -> Tensor:
         """The staged round, with logits of every row."""
-        logits = None if self._graphs is None else self._graphs.replay(num_rows, tile)
+        logits = None if self._graphs is None else self._graphs.replay(num_rows, tiling)
         if logits is not None:
             return logits
-        return self._decoder.forward(self._buffers, self._works[tile], num_rows=num_rows)
+        return self._decoder.forward(self._buffers, self._works[tiling], num_rows=num_rows)
 
     def _logit_rows(self, spans: Sequence[Span]) -> Tensor:
         """The rows of a round whose logits are asked for, int64 on the device."""
@@ -171,23 +204,33 @@ class GpuRunner(Runner):
             rows += range(start - span.num_logits, start)
         return torch.from_numpy(np.array(rows, np.int64)).to(self.device)
 
-    def _launch(self, num_rows: int, tile: int, out: Tensor) -> None:
-        self._decoder.forward(self._buffers, self._works[tile], num_rows=num_rows, out=out)
+    def _launch(self, num_rows: int, tiling: Tiling, out: Tensor) -> None:
+        self._decoder.forward(self._buffers, self._works[tiling], num_rows=num_rows, out=out)
 
-    def _tile(self, spans: Sequence[Span]) -> int:
-        longest = max(len(span.token_ids) for span in spans)
-        return self._limits.tile_of(longest, self.config.layout.group_size)
+    def _tiling(self, spans: Sequence[Span]) -> Tiling:
+        return self._limits.tiling_of(_lens(spans), self.config.layout.group_size)
 
-    def _num_items(self, spans: Sequence[Span], tile: int) -> int:
-        lens = ((len(span.token_ids), span.start + len(span.token_ids)) for span in spans)
-        return max_items(lens, group_size=self.config.layout.group_size, block_m=tile)
+    def _num_items(self, spans: Sequence[Span], tiling: Tiling) -> int:
+        return max_items(
+            _lens(spans),
+            group_size=self.config.layout.group_size,
+            block_m=tiling.block_m,
+            chunk_len=tiling.chunk_len,
+        )
 
-    def _work(self, tile: int) -> AttentionWork:
+    def _work(self, tiling: Tiling) -> AttentionWork:
         layout = self.config.layout
         return AttentionWork.allocate(
-            max_items=self._limits.room_for_items(tile, layout.group_size),
+            max_items=self._limits.room_for_items(tiling, layout.group_size),
             max_rows=self._limits.max_pass_rows,
             layout=layout,
-            block_m=tile,
+            block_m=tiling.block_m,
             device=self.device,
+            chunk_len=tiling.chunk_len,
+            merges_apart=tiling.merges_apart,
         )
+
+
+def _lens(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Rows and context of each."""
+    return [(len(span.token_ids), span.start + len(span.token_ids)) for span in spans]

@@ -10,7 +10,6 @@ import torch
 from kernels.gpu import attention_work
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
-from shared.engine.gpu.limits import TILES
 from shared.engine.gpu.memory import LIBRARY_BYTES, MemoryPlan
 from shared.engine.gpu.weights import GpuWeights, allocate_gpu_weights
 from tests.checkpoints import CONFIGS, save_checkpoint
@@ -110,6 +109,7 @@ def test_all_parts_together_fill_what_may_be_used(
         plan.weight_bytes
         + plan.activation_bytes
         + plan.graph_bytes
+        + plan.sampler_bytes
         + plan.partial_bytes(plan.num_blocks)
         + plan.cache_bytes
         + LIBRARY_BYTES
@@ -135,18 +135,20 @@ def test_what_attention_sets_aside_is_counted_to_the_byte(
     limits = plan.limits(num_blocks)
     works = [
         attention_work.AttentionWork.allocate(
-            limits.room_for_items(tile, config.layout.group_size),
+            limits.room_for_items(tiling, config.layout.group_size),
             limits.max_pass_rows,
             config.layout,
-            tile,
+            tiling.block_m,
             "cpu",
+            chunk_len=tiling.chunk_len,
+            merges_apart=tiling.merges_apart,
         )
-        for tile in TILES
+        for tiling in limits.tilings
     ]
     tensors = [
         tensor
         for work in works
-        for tensor in (work.items, work.counters, work.outputs, work.maxima, work.sums)
+        for tensor in (work.items, work.rows, work.counters, work.outputs, work.maxima, work.sums)
     ]
     assert sum(tensor.nbytes for tensor in tensors) == plan.partial_bytes(num_blocks)
 
@@ -160,7 +162,7 @@ def test_the_plan_is_a_table_in_words() -> None:
         "125.83 GiB",
         "14.96 GiB",
     ]
-    assert lines[8].endswith("128.0 KiB")
+    assert lines[9].endswith("128.0 KiB")
     assert lines[-1].endswith("at least 3.53 ms at 4,285 GB/s")
 
 

@@ -147,26 +147,23 @@ def test_a_round_too_large_for_a_pass_is_run_in_several(
     """More rows than buffers, and more attention than lists have room for: no row is left out."""
     model = save_checkpoint(tmp_path, on_gpus("llama"))
     limits = GpuLimits(
-        24, BLOCK_SIZE, max_rows=24, max_sequences=4, max_model_len=MAX_LEN, fixed_rows=fixed_rows
+        24, BLOCK_SIZE, max_rows=16, max_sequences=4, max_model_len=64, fixed_rows=fixed_rows
     )
     runner = load(tmp_path, device, limits)
     group_size = runner.config.layout.group_size
     (table,) = tables(1)
-    tokens = random_tokens(MAX_LEN)
-    num_shared = MAX_LEN - 40
+    tokens = random_tokens(48)
+    num_shared = 16
     spans = [
         Span(tokens[num_shared : num_shared + num_rows], num_shared, table, num_rows)
-        for num_rows in (40, 24, 24, 1)
+        for num_rows in (32, 16, 16, 1)
     ]
-    for start in range(0, num_shared, 24):
-        end = min(start + 24, num_shared)
-        runner.run([Span(tokens[start:end], start, table, 0)])
+    runner.run([Span(tokens[:num_shared], 0, table, 0)])
     logits = runner.run(spans)
     assert sum(len(span.token_ids) for span in spans) > limits.max_pass_rows
     lens = [(len(span.token_ids), num_shared + len(span.token_ids)) for span in spans]
-    tile = limits.tile_of(24, group_size)
-    assert max_items(lens, group_size=group_size, block_m=tile) > limits.room_for_items(
-        tile, group_size
-    )
+    tiling = limits.tiling_of(lens, group_size)
+    num_items = max_items(lens, group_size=group_size, block_m=tiling.block_m)
+    assert num_items > limits.room_for_items(tiling, group_size)
     expected = expected_logits(model, tokens)[num_shared:]
     close(logits, torch.cat([expected[: len(span.token_ids)] for span in spans]))

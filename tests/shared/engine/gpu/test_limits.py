@@ -1,0 +1,65 @@
+"""Which rounds are cut in which way, and that there is a graph for each of them."""
+
+import pytest
+
+from shared.engine.gpu.limits import (
+    DECODE,
+    FEW_CONTEXT,
+    FEW_DECODE,
+    FEW_VERIFY,
+    GRAPH_ROWS,
+    PREFILL,
+    VERIFY,
+    GpuLimits,
+    Tiling,
+)
+
+LIMITS = GpuLimits(
+    num_blocks=1_000, block_size=16, max_rows=2_048, max_sequences=64, max_model_len=8_192
+)
+
+
+@pytest.mark.parametrize(
+    ("lens", "expected"),
+    [
+        ([(1, 1)], FEW_DECODE),
+        ([(4, 900), (1, 40)], FEW_DECODE),
+        ([(5, 900), (9, 40)], FEW_VERIFY),
+        ([(1, 40)] * 3, DECODE),
+        ([(1, 900), (5, 900), (1, 900)], VERIFY),
+        ([(1, FEW_CONTEXT + 1)], DECODE),
+        ([(17, 40), (16, 40)], VERIFY),
+        ([(33, 40)], PREFILL),
+        ([(1, 40)] * 40 + [(500, 600)], PREFILL),
+    ],
+)
+def test_a_round_is_cut_as_its_rows_and_contexts_ask(
+    lens: list[tuple[int, int]], expected: Tiling
+) -> None:
+    """Few sequences in small chunks, decode rows in small tiles, prefill in large ones."""
+    assert LIMITS.tiling_of(lens, group_size=4) == expected
+
+
+@pytest.mark.parametrize("group_size", [1, 4, 8])
+def test_every_round_without_prefill_has_a_graph(group_size: int) -> None:
+    """Up to as many rows as there are graphs for."""
+    for num_sequences in (1, 2, 3, 40):
+        for num_rows in (1, 5, 9):
+            lens = [(num_rows, 100)] * num_sequences
+            tiling = LIMITS.tiling_of(lens, group_size)
+            assert tiling == PREFILL or LIMITS.graphs[tiling][-1] >= num_rows * num_sequences
+
+
+def test_where_bits_are_a_rows_own_there_is_one_way() -> None:
+    """The same tiling and the same number of rows, whatever is asked for."""
+    limits = GpuLimits(1_000, 16, 2_048, 64, 8_192, fixed_rows=128)
+    assert limits.tilings == (VERIFY,)
+    assert limits.graphs == {VERIFY: (128,)}
+    assert limits.tiling_of([(1, 1)], 4) == limits.tiling_of([(500, 600)] * 3, 4) == VERIFY
+
+
+def test_graphs_are_as_many_as_rounds_have_rows() -> None:
+    """None is larger than a round can be, or than was asked for."""
+    limits = GpuLimits(1_000, 16, max_rows=100, max_sequences=8, max_model_len=64)
+    assert limits.graph_rows[-1] == max(size for size in GRAPH_ROWS if size <= 100)
+    assert GpuLimits(1_000, 16, 100, 8, 64, max_graph_rows=0).graphs[DECODE] == ()
