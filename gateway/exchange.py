@@ -1,7 +1,8 @@
 """One HTTP request and its response: bounded reads, writes with a deadline, noticing who left."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -9,6 +10,7 @@ import msgspec
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope, Send
 
+from gateway.deadline import Deadline
 from gateway.errors import ClientGone
 from shared.common.errors import ClientError
 from shared.protocol.limits import MAX_BODY_BYTES
@@ -41,6 +43,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._send_deadline_s = send_deadline_s
+        self._writing = Deadline(send_deadline_s)
         self.was_slow = False
 
     async def body(self) -> bytes:
@@ -79,9 +82,14 @@ class Exchange:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def while_connected(self) -> "Departure":
+    @asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
         """A block that ends with ClientGone when the client leaves. Only after `body`."""
-        return Departure(self._receive)
+        try:
+            async with Departure(self._receive):
+                yield
+        finally:
+            self._writing.close()
 
     async def respond(self, data: bytes, *, status: int = 200) -> None:
         """Send a whole JSON response."""
@@ -98,12 +106,18 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, data: bytes) -> None:
-        """Send a part of the stream; waits while the client does not read.
+        """Send a part of the stream, while connected; waits while the client does not read.
 
         Raises:
             ClientGone: it did not read for `send_deadline_s`.
         """
-        await self._write({"type": "http.response.body", "body": data, "more_body": True})
+        try:
+            await self._writing.wait(
+                self._send({"type": "http.response.body", "body": data, "more_body": True})
+            )
+        except TimeoutError:
+            self.was_slow = True
+            raise ClientGone("it does not read") from None
 
     async def end(self) -> None:
         """Complete the stream."""

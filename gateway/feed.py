@@ -87,6 +87,7 @@ class Feed:
                 subscription.fall_behind()
             yield subscription
         finally:
+            subscription.close()
             self.num_catch_ups += subscription.num_catch_ups
             readers.remove(subscription)
             if not readers:

@@ -64,7 +64,11 @@ class Subscription:
         self._buffer: deque[Entry] = deque()
         self._last_id = "0-0"
         self._news = asyncio.Event()
-        self._check_s = asyncio.get_running_loop().time() + SILENCE_S  # when to look into the log
+        self._loop = asyncio.get_running_loop()
+        self._check_s = self._loop.time() + SILENCE_S  # when to look into the log
+        # One timer for many waits: it rings when the first of them ran out, and is then set anew.
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = 0.0
         self.num_catch_ups = 0  # how often the log had to be read
 
     def offer(self, entry_id: str, record: Record) -> None:
@@ -83,6 +87,11 @@ class Subscription:
         self._is_behind = True
         self._news.set()
 
+    def close(self) -> None:
+        """Nobody reads on."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
     @property
     def has_begun(self) -> bool:
         """Whether anything of the answer is known."""
@@ -94,7 +103,7 @@ class Subscription:
         A log that is gone, or that is not the one read before, ends in a Failed record of ours.
         Cancelling is safe: entries are either returned or still to be read.
         """
-        now_s = asyncio.get_running_loop().time
+        now_s = self._loop.time
         deadline_s = now_s() + timeout_s
         while not self.position.is_over:
             self._news.clear()
@@ -116,12 +125,17 @@ class Subscription:
             return []
 
     async def _wait(self, until_s: float) -> None:
-        try:
-            async with asyncio.timeout_at(until_s):
-                await self._news.wait()
-        except TimeoutError:
-            if asyncio.get_running_loop().time() >= self._check_s:
-                self.fall_behind()
+        """Wait for news; at most until then, and sometimes less."""
+        if self._alarm is None or until_s < self._alarm_s:
+            self.close()
+            self._alarm, self._alarm_s = self._loop.call_at(until_s, self._ring), until_s
+        await self._news.wait()
+        if not self._buffer and self._loop.time() >= self._check_s:
+            self.fall_behind()
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._news.set()
 
     def _proven(self) -> list[Entry]:
         entries: list[Entry] = []
@@ -146,7 +160,7 @@ class Subscription:
         except PeerError:
             found, is_known = [(self._last_id, DIVERGED)], True
         self.num_catch_ups += 1
-        self._check_s = asyncio.get_running_loop().time() + SILENCE_S
+        self._check_s = self._loop.time() + SILENCE_S
         entries: list[Entry] = []
         for entry in found:
             step = self.position.step(entry[1])
@@ -162,5 +176,5 @@ class Subscription:
     def _take(self, entry: Entry, entries: list[Entry]) -> None:
         self.position.advance(entry[1])
         self._last_id = entry[0]
-        self._check_s = asyncio.get_running_loop().time() + SILENCE_S
+        self._check_s = self._loop.time() + SILENCE_S
         entries.append(entry)

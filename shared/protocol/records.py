@@ -91,6 +91,7 @@ Record = Tokens | Finished | Done | Failed
 Terminal = Done | Failed
 
 _VERSION = str(PROTOCOL_VERSION)
+_VERSION_BYTES = _VERSION.encode()
 
 
 def to_fields(record: Record) -> dict[str, str]:
@@ -136,41 +137,49 @@ def from_fields(fields: Mapping[bytes, bytes]) -> Record:
         PeerError: a field is missing or malformed, or the version or event is unknown.
     """
     try:
-        text = {key.decode(): value.decode() for key, value in fields.items()}
-        if text["v"] != _VERSION:
-            raise PeerError(f"log record of version {text['v']}; this process speaks {_VERSION}")
-        return _READERS[text["ev"]](text)
+        if fields[b"v"] != _VERSION_BYTES:
+            version = fields[b"v"].decode()
+            raise PeerError(f"log record of version {version}; this process speaks {_VERSION}")
+        return _READERS[fields[b"ev"]](fields)
     except (KeyError, ValueError, msgspec.DecodeError) as error:
         raise PeerError(f"unreadable log record: {error!r}") from error
 
 
-def _read_tokens(fields: Mapping[str, str]) -> Record:
-    token_ids = tuple(map(int, fields["ids"].split(","))) if fields["ids"] else ()
-    return Tokens(int(fields["choice"]), int(fields["off"]), token_ids, fields["text"])
+def _read_tokens(fields: Mapping[bytes, bytes]) -> Record:
+    ids = fields[b"ids"]
+    token_ids = tuple(map(int, ids.split(b","))) if ids else ()
+    return Tokens(int(fields[b"choice"]), int(fields[b"off"]), token_ids, fields[b"text"].decode())
 
 
-def _read_finished(fields: Mapping[str, str]) -> Record:
-    return Finished(int(fields["choice"]), fields["text"], FinishReason(fields["reason"]))
+def _read_finished(fields: Mapping[bytes, bytes]) -> Record:
+    reason = FinishReason(fields[b"reason"].decode())
+    return Finished(int(fields[b"choice"]), fields[b"text"].decode(), reason)
 
 
-def _read_done(fields: Mapping[str, str]) -> Record:
+def _read_done(fields: Mapping[bytes, bytes]) -> Record:
     return Done(
-        choice=int(fields["choice"]),
-        text=fields["text"],
-        reasons=tuple(map(FinishReason, fields["reasons"].split(","))),
-        seed=int(fields["seed"]),
-        usage=msgspec.json.decode(fields["usage"], type=Usage),
-        speculation=msgspec.json.decode(fields["speculation"], type=SpeculationStats),
+        choice=int(fields[b"choice"]),
+        text=fields[b"text"].decode(),
+        reasons=tuple(map(FinishReason, fields[b"reasons"].decode().split(","))),
+        seed=int(fields[b"seed"]),
+        usage=msgspec.json.decode(fields[b"usage"], type=Usage),
+        speculation=msgspec.json.decode(fields[b"speculation"], type=SpeculationStats),
     )
 
 
-def _read_error(fields: Mapping[str, str]) -> Record:
-    return Failed(fields["code"], fields["message"], fields.get("param"), int(fields["status"]))
+def _read_error(fields: Mapping[bytes, bytes]) -> Record:
+    param = fields.get(b"param")
+    return Failed(
+        fields[b"code"].decode(),
+        fields[b"message"].decode(),
+        None if param is None else param.decode(),
+        int(fields[b"status"]),
+    )
 
 
 _READERS = {
-    "tokens": _read_tokens,
-    "finished": _read_finished,
-    "done": _read_done,
-    "error": _read_error,
+    b"tokens": _read_tokens,
+    b"finished": _read_finished,
+    b"done": _read_done,
+    b"error": _read_error,
 }

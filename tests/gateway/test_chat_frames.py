@@ -156,3 +156,20 @@ def test_a_whole_completion_is_what_the_official_client_parses() -> None:
     assert found.usage.completion_tokens_details is not None
     assert found.usage.completion_tokens_details.accepted_prediction_tokens == 6
     assert found.usage.completion_tokens_details.rejected_prediction_tokens == 6
+
+
+@given(text=st.text(min_size=1), model=st.sampled_from(["m", '"content":""', 'a\\"content":"b']))
+@pytest.mark.parametrize("options", [{"include_usage": True}, None], ids=["usage", "no-usage"])
+def test_any_text_is_framed_as_json_of_its_chunk(
+    options: dict[str, bool] | None, model: str, text: str
+) -> None:
+    """What is the same in every frame is made once; each is still what encoding a chunk gives."""
+    job = make(2, model=model, stream_options=options)
+    entries = log(tokens(text, "b", choice=1))
+    for frame, content in zip(frames(job, entries)[1:], (text, "b"), strict=True):
+        data = frame.split(b"data: ", 1)[1]
+        usage = {} if options is None else {"usage": None}
+        choice = {"index": 1, "delta": {"content": content}, "finish_reason": None}
+        chunk: dict[str, object] = {"id": "chatcmpl-1", "created": 1, "model": model}
+        chunk |= {"choices": [choice | {"logprobs": None}], **usage}
+        assert data == msgspec.json.encode(chunk | {"object": "chat.completion.chunk"}) + b"\n\n"
