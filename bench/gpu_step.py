@@ -22,6 +22,7 @@ from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
 from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.loading import INVARIANT_ROWS
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights
@@ -106,7 +107,7 @@ def random_weights(config: ModelConfig, device: torch.device) -> GpuWeights:
 class Bench:
     """One model, its rounds and its floor."""
 
-    def __init__(self, shape: str, device: torch.device) -> None:
+    def __init__(self, shape: str, device: torch.device, fixed_rows: int | None = None) -> None:
         context = max(tokens + rows for _, rows, tokens in ROUNDS) + BLOCK_SIZE
         self.config = model_config(shape, context)
         most = max(count * (tokens + rows + BLOCK_SIZE) for count, rows, tokens in ROUNDS)
@@ -129,6 +130,7 @@ class Bench:
             max_sequences=64,
             max_model_len=context,
             max_graph_rows=512,
+            fixed_rows=fixed_rows,
         )
         self.decoder = GpuDecoder(self.config, self.weights, self.cache)
         self.runner = GpuRunner(self.config, self.decoder, self.cache, limits)
@@ -218,11 +220,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure one shape and write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b")
+    parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     device = torch.device("cuda")
     bandwidth = copy_bandwidth(device)
-    bench = Bench(options.shape, device)
+    bench = Bench(options.shape, device, INVARIANT_ROWS if options.batch_invariant else None)
     started = time.perf_counter()
     bench.runner.capture(lambda _event, _done, _total: None)
     print(
@@ -243,7 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "copy_gb_s": bandwidth / 1e9,
         **{package: version(package) for package in ("torch", "triton")},
         "cuda": torch.version.cuda,
-        "command": f"python -m bench.gpu_step --shape {options.shape}",
+        "command": f"python -m bench.gpu_step --shape {options.shape}"
+        + " --batch-invariant" * options.batch_invariant,
     }
     options.out.write_text(json.dumps({"machine": machine, "rounds": lines}, indent=1))
 
