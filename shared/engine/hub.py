@@ -90,8 +90,12 @@ def _interruptible(source: HubId, part: Part) -> Path:
 def _fetch(source: HubId, part: Part, progress: Progress) -> Path:
     """Descriptions first: they say which weights there are."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a server reports to nobody unasked
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - reads its variables
-
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - reads its variables
+    except ValueError as error:
+        raise ConfigError(
+            f"HF_ variables must be as huggingface_hub reads them: {error}"
+        ) from error
     _log_as_we_do()
     bar = bar_class(progress)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.engine.hub import Part
 from tests.hub import COMMIT, Hub, Repository
 from tests.hub_machine import Machine
 from tests.tiny_models import save_llama
@@ -65,6 +66,18 @@ def test_offline_without_a_copy_is_the_operators_to_change(machine: Machine) -> 
     ended = machine.run(NAME, HF_HUB_OFFLINE="1")
     assert (ended.status, machine.hub.requests) == (2, [])
     assert f"HF_HUB_OFFLINE is set, so it must be whole in the cache ({machine.home}" in ended.log
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HF_HUB_ETAG_TIMEOUT", "soon"), ("HF_ENDPOINT", "http://[")]
+)
+def test_a_variable_of_the_library_that_cannot_be_read_is_the_operators_to_change(
+    name: str, value: str, machine: Machine
+) -> None:
+    """It fails while it is imported."""
+    ended = machine.run(NAME, Part.WHOLE, **{name: value})
+    assert (ended.status, "Traceback" in ended.log) == (2, False)
+    assert "HF_ variables must be as huggingface_hub reads them" in ended.log
 
 
 def test_a_cache_that_cannot_be_written_is_named(machine: Machine) -> None:
