@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels.head_layout import LayerCache
-from shared.engine.config import ModelConfig
+from shared.engine.shape import ModelShape
 
 
 class PagedCache:
@@ -18,7 +18,7 @@ class PagedCache:
     stacked tensor copy all of it (measured 4 to 10 times slower on a 7 M parameter model).
     """
 
-    def __init__(self, config: ModelConfig, *, num_blocks: int, block_size: int) -> None:
+    def __init__(self, config: ModelShape, *, num_blocks: int, block_size: int) -> None:
         self.layers = tuple(
             LayerCache.allocate(num_blocks, block_size, config.layout)
             for _ in range(config.num_layers)

@@ -5,6 +5,7 @@ transformers, whose logits the tests compare with.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -31,7 +32,15 @@ class Batch:
     logit_rows: Tensor | None  # int64 rows whose logits are asked for; None for all
 
 
-class Decoder:
+class Layers(Protocol):
+    """A model's layers, bound to a cache: what `shared.engine.runner` runs."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Write keys and values of all rows; logits [rows asked for, V] float32."""
+        ...
+
+
+class Decoder(Layers):
     """A model's layers, bound to its weights and its cache."""
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, cache: PagedCache) -> None:
@@ -42,7 +51,7 @@ class Decoder:
         self._cache = cache.layers
 
     def forward(self, batch: Batch) -> Tensor:
-        """Write keys and values of all rows; logits [rows asked for, V] float32."""
+        """See Layers."""
         hidden = self._weights.embedding.index_select(0, batch.token_ids)
         turns = turns_of(self._rope_table, batch.positions, self._layout)
         last = len(self._weights.layers) - 1

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 import torch
@@ -21,6 +20,7 @@ from shared.engine.fields import Fields
 from shared.engine.runner import ModelRunner
 from shared.engine.samplers import HostSampler, Sampler
 from shared.engine.settings import ModelSettings
+from shared.engine.shape import ModelShape
 from shared.engine.spans import Runner
 
 MIN_CAPABILITY = (8, 0)  # of compute: from there on GPUs multiply bfloat16
@@ -34,25 +34,6 @@ class Computation(StrEnum):
 
     OWN = "own"
     TRANSFORMERS = "transformers"
-
-
-class ModelShape(Protocol):
-    """What a worker needs to know of a model, whatever computes it."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that have logits."""
-        ...
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of a sequence, prompt and output together."""
-        ...
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from kernels.attention_plan import AttentionSpan, plan_attention
 from shared.engine.cache import PagedCache
 from shared.engine.config import ModelConfig
-from shared.engine.decoder import Batch, Decoder
+from shared.engine.decoder import Batch, Decoder, Layers
+from shared.engine.shape import ModelShape
 from shared.engine.spans import Runner, Span
 from shared.engine.weights import load_weights
 
@@ -18,7 +19,7 @@ from shared.engine.weights import load_weights
 class ModelRunner(Runner):
     """Decoder and paged cache of one model. One caller at a time."""
 
-    def __init__(self, config: ModelConfig, decoder: Decoder, cache: PagedCache) -> None:
+    def __init__(self, config: ModelShape, decoder: Layers, cache: PagedCache) -> None:
         self.config = config
         self._decoder = decoder
         self._cache = cache

@@ -14,13 +14,13 @@ from kernels.attention_plan import AttentionGroup
 from kernels.head_layout import HeadLayout, LayerCache
 from kernels.paged_attention import paged_attention_reference
 from shared.engine.cache import PagedCache
-from shared.engine.decoder import Batch
+from shared.engine.decoder import Batch, Layers
 from shared.engine.foreign.config import ForeignConfig
 from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 
 
-class ForeignDecoder:
-    """A model's layers, bound to its cache. Does what `shared.engine.decoder.Decoder` does."""
+class ForeignDecoder(Layers):
+    """A model's layers, bound to its cache."""
 
     def __init__(self, config: ForeignConfig, model: Any, cache: PagedCache) -> None:  # noqa: ANN401  # transformers' own
         self._config = config
@@ -28,7 +28,7 @@ class ForeignDecoder:
         self._cache = cache.layers
 
     def forward(self, batch: Batch) -> Tensor:
-        """Write keys and values of all rows; logits [rows asked for, V] float32."""
+        """See Layers."""
 
         def attend(call: AttentionCall) -> Tensor:
             return self._attend(call, batch)

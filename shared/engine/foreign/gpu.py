@@ -1,6 +1,6 @@
 """transformers' modules on a GPU: our cache, attention, rounds and graphs; the rest is theirs."""
 
-from typing import Any, cast
+from typing import Any
 
 import structlog
 import torch
@@ -9,13 +9,12 @@ from torch import Tensor
 from kernels.gpu.attention_work import AttentionWork, plan_attention_work
 from kernels.gpu.rotary_kv_write import rotary_kv_write
 from kernels.gpu.verify_attention import verify_attention
-from shared.engine.config import ModelConfig
 from shared.engine.foreign.config import ForeignConfig
 from shared.engine.foreign.decoder import fused_rows, unpacked_heads
 from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 from shared.engine.foreign.probe import probe
 from shared.engine.gpu.cache import GpuCache
-from shared.engine.gpu.decoder import GpuDecoder
+from shared.engine.gpu.decoder import GpuLayers
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.requirements import check_group_size
 from shared.engine.gpu.round_buffers import RoundBuffers
@@ -24,8 +23,8 @@ from shared.engine.gpu.runner import GpuRunner, Progress
 _log = structlog.get_logger()
 
 
-class ForeignGpuDecoder:
-    """A model's layers, bound to its cache. Does what `shared.engine.gpu.decoder` does."""
+class ForeignGpuDecoder(GpuLayers):
+    """A model's layers, bound to its cache."""
 
     def __init__(self, config: ForeignConfig, model: Any, cache: GpuCache, max_rows: int) -> None:  # noqa: ANN401  # transformers' own
         self._config = config
@@ -39,8 +38,9 @@ class ForeignGpuDecoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, activations and logits."""
-        return cast("torch.dtype", self._model.dtype)
+        """See GpuLayers."""
+        dtype: torch.dtype = self._model.dtype
+        return dtype
 
     def forward(
         self,
@@ -51,7 +51,7 @@ class ForeignGpuDecoder:
         logit_rows: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """See `shared.engine.gpu.decoder.GpuDecoder`."""
+        """See GpuLayers."""
         plan_attention_work(buffers.attention, work)
 
         def attend(call: AttentionCall) -> Tensor:
@@ -115,16 +115,15 @@ def foreign_gpu_runner(
         ConfigError: the kernels cannot run it, or the logits are not the model's own.
     """
     check_group_size(config.model_type, config.layout.num_heads, config.num_kv_heads)
-    as_own = cast("ModelConfig", config)  # what is read of it here, both kinds have
     cache = GpuCache(
-        as_own,
+        config,
         num_blocks=limits.num_blocks,
         block_size=limits.block_size,
         dtype=model.dtype,
         device=model.device,
     )
     decoder = ForeignGpuDecoder(config, model, cache, limits.max_rows)
-    runner = GpuRunner(as_own, cast("GpuDecoder", decoder), cache, limits)
+    runner = GpuRunner(config, decoder, cache, limits)
     if model.device.type == "cuda":
         _capture(runner, progress)
     probe(

@@ -1,7 +1,7 @@
 """From a Hugging Face directory to a module of transformers that attends as we say."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,8 +9,6 @@ from transformers.utils import logging
 
 from shared.common.errors import ConfigError
 from shared.engine.cache import PagedCache
-from shared.engine.config import ModelConfig
-from shared.engine.decoder import Decoder
 from shared.engine.fields import Fields
 from shared.engine.foreign.config import (
     ForeignConfig,
@@ -41,11 +39,8 @@ def load_foreign(
     """
     model = read_model(directory, torch.float32)
     config = foreign_config(model, directory)
-    # Runner and cache read of a configuration only what both kinds have.
-    as_own = cast("ModelConfig", config)
-    cache = PagedCache(as_own, num_blocks=num_blocks, block_size=block_size)
-    decoder = cast("Decoder", ForeignDecoder(config, model, cache))
-    runner = ModelRunner(as_own, decoder, cache)
+    cache = PagedCache(config, num_blocks=num_blocks, block_size=block_size)
+    runner = ModelRunner(config, ForeignDecoder(config, model, cache), cache)
     probe(
         model,
         runner,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.copy_blocks import copy_blocks
-from shared.engine.config import ModelConfig
+from shared.engine.shape import ModelShape
 
 
 class GpuCache:
@@ -22,7 +22,7 @@ class GpuCache:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         *,
         num_blocks: int,
         block_size: int,
@@ -31,7 +31,8 @@ class GpuCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        layout = config.layout
+        shape = (num_blocks, layout.num_kv_heads, block_size, layout.head_dim)
         # Zeros, not memory as found: what is masked must be finite, for 0 x NaN is NaN.
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
             (

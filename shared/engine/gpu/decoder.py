@@ -4,6 +4,8 @@ Launches only: nothing is read back, and what changes from round to round is rea
 so that a pass can be captured in a graph.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
@@ -21,22 +23,13 @@ from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights
 from shared.engine.rope import rope_table
 
 
-class GpuDecoder:
-    """A model's layers, bound to its weights and its cache."""
-
-    def __init__(self, config: ModelConfig, weights: GpuWeights, cache: GpuCache) -> None:
-        self._config = config
-        self._layout = config.layout
-        self._weights = weights
-        self._cache = cache
-        table = torch.view_as_real(rope_table(config.rope, config.head_dim, config.max_model_len))
-        device = weights.embedding.device
-        self._cos_sin = table.transpose(1, 2).contiguous().to(device)  # [positions, 2, D / 2]
+class GpuLayers(Protocol):
+    """A model's layers, bound to a cache: what `shared.engine.gpu.runner` launches."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Of weights, activations and logits."""
-        return self._weights.embedding.dtype
+        ...
 
     def forward(
         self,
@@ -56,6 +49,36 @@ class GpuDecoder:
             logit_rows: int64 rows whose logits are asked for; None for all.
             out: where logits go.
         """
+        ...
+
+
+class GpuDecoder(GpuLayers):
+    """A model's layers, bound to its weights and its cache."""
+
+    def __init__(self, config: ModelConfig, weights: GpuWeights, cache: GpuCache) -> None:
+        self._config = config
+        self._layout = config.layout
+        self._weights = weights
+        self._cache = cache
+        table = torch.view_as_real(rope_table(config.rope, config.head_dim, config.max_model_len))
+        device = weights.embedding.device
+        self._cos_sin = table.transpose(1, 2).contiguous().to(device)  # [positions, 2, D / 2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See GpuLayers."""
+        return self._weights.embedding.dtype
+
+    def forward(
+        self,
+        buffers: RoundBuffers,
+        work: AttentionWork,
+        *,
+        num_rows: int,
+        logit_rows: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See GpuLayers."""
         weights, eps = self._weights, self._config.rms_norm_eps
         plan_attention_work(buffers.attention, work)
         residual = F.embedding(buffers.token_ids[:num_rows], weights.embedding)

@@ -14,12 +14,13 @@ from torch import Tensor
 from kernels.gpu.attention_work import AttentionWork, max_items
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
-from shared.engine.gpu.decoder import GpuDecoder
+from shared.engine.gpu.decoder import GpuDecoder, GpuLayers
 from shared.engine.gpu.graphs import RoundGraphs
 from shared.engine.gpu.limits import GpuLimits, Tiling
 from shared.engine.gpu.passes import passes
 from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.gpu.weights import load_gpu_weights
+from shared.engine.shape import ModelShape
 from shared.engine.spans import Runner, Span
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -29,7 +30,7 @@ class GpuRunner(Runner):
     """Decoder, paged cache and graphs of one model. One caller at a time."""
 
     def __init__(
-        self, config: ModelConfig, decoder: GpuDecoder, cache: GpuCache, limits: GpuLimits
+        self, config: ModelShape, decoder: GpuLayers, cache: GpuCache, limits: GpuLimits
     ) -> None:
         device = cache.layers[0][0].device
         self.config = config
