@@ -1,7 +1,8 @@
 """What a draft step costs on this GPU: `python -m bench.gpu_draft --model DIR`.
 
 The drafter as the worker runs it (plan, pass, ranking, paths), without the bus: sessions whose
-target confirms what was guessed. Prints milliseconds a step, and of its parts.
+target confirms what was guessed. Prints milliseconds a step, and of its parts: planning, staging
+and launching the pass, staging and launching the ranking, waiting for both, and making lists of it.
 """
 
 import argparse
@@ -16,22 +17,44 @@ from typing import Any
 from draft_worker.config import Config
 from draft_worker.equipment import equip
 from draft_worker.model_drafter import ModelDrafter
+from shared.engine.gpu.sampling import GpuSampler
 from shared.protocol.messages import DraftRequest, Verdict
 from shared.protocol.sampling import SamplingParams
 
 SESSIONS = (1, 8)
 NUM_STEPS = 300
 PROMPT_LEN = 64
+# What is timed: methods of the drafter's runner and of its sampler.
+RUNNER_PARTS = {"run": "pass_ms"}
+SAMPLER_PARTS = {
+    "rank": "rank_ms",
+    "_stage": "rank_stage_ms",
+    "launch": "rank_launch_ms",
+    "_wait": "rank_wait_ms",
+    "_run": "rank_without_graph_ms",
+}
 
 
 class Stopwatch:
-    """Seconds spent in some calls."""
+    """Seconds spent in some methods of some objects, while it runs."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._wrapped: list[tuple[object, str]] = []
 
-    def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same call, timed."""
+    def wrap(self, owner: object, parts: dict[str, str]) -> None:
+        """Time methods, each under its name."""
+        for method, name in parts.items():
+            setattr(owner, method, self._timed(name, getattr(owner, method)))
+            self._wrapped.append((owner, method))
+
+    def unwrap(self) -> None:
+        """Leave the methods as they were."""
+        for owner, method in self._wrapped:
+            delattr(owner, method)
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        self.seconds[name] = 0.0
 
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- whatever it takes
             started = time.perf_counter()
@@ -42,11 +65,12 @@ class Stopwatch:
         return timed
 
 
-def measure(drafter: ModelDrafter, num_sessions: int) -> dict[str, float]:
-    """Milliseconds a step, with the parts; every verdict confirms all that was guessed."""
+def measure(drafter: ModelDrafter, num_sessions: int, *, has_parts: bool) -> dict[str, float]:
+    """Milliseconds a step, with the parts or without; verdicts confirm all that was guessed."""
     watch = Stopwatch()
-    drafter._runner.run = watch.wrap("launch_ms", drafter._runner.run)  # type: ignore[method-assign]  # noqa: SLF001
-    drafter._sampler.rank = watch.wrap("rank_ms", drafter._sampler.rank)  # type: ignore[method-assign]  # noqa: SLF001
+    if has_parts:
+        watch.wrap(drafter._runner, RUNNER_PARTS)  # noqa: SLF001 -- the bench looks inside
+        watch.wrap(drafter._sampler, SAMPLER_PARTS)  # noqa: SLF001
     for index in range(num_sessions):
         params = SamplingParams(seed=index, temperature=0.7)
         tokens = tuple(range(5, 5 + PROMPT_LEN))
@@ -57,7 +81,7 @@ def measure(drafter: ModelDrafter, num_sessions: int) -> dict[str, float]:
         drafter.step()
         times.append(time.perf_counter() - started)
         if number == NUM_STEPS // 10:  # warm
-            watch.seconds.clear()
+            watch.seconds = defaultdict(float, dict.fromkeys(watch.seconds, 0.0))
             times.clear()
         for session_id, session in list(drafter.sessions.items()):
             if session.num_ahead >= 4:  # noqa: PLR2004 -- half of how far it may run ahead
@@ -65,8 +89,15 @@ def measure(drafter: ModelDrafter, num_sessions: int) -> dict[str, float]:
                 drafter.confirm(Verdict(session_id, session.num_confirmed, tuple(confirmed)))
     for index in range(num_sessions):
         drafter.close(f"{index}/0")
+    watch.unwrap()
+    if not has_parts:
+        return {"step_ms": 1e3 * statistics.median(times)}
     parts = {name: 1e3 * seconds / len(times) for name, seconds in watch.seconds.items()}
-    return {"step_ms": 1e3 * statistics.median(times), **parts}
+    parts["rank_lists_ms"] = parts["rank_ms"] - sum(
+        parts[name] for name in ("rank_stage_ms", "rank_launch_ms", "rank_wait_ms")
+    )
+    parts["rest_ms"] = 1e3 * statistics.fmean(times) - parts["pass_ms"] - parts["rank_ms"]
+    return {"timed_step_ms": 1e3 * statistics.median(times), **parts}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +111,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     drafter = equip(config).drafter
     assert isinstance(drafter, ModelDrafter)
-    lines = [{"sessions": number, **measure(drafter, number)} for number in SESSIONS]
+    assert isinstance(drafter._sampler, GpuSampler)  # noqa: SLF001
+    lines: list[dict[str, float]] = [
+        {
+            "sessions": number,
+            **measure(drafter, number, has_parts=False),
+            **measure(drafter, number, has_parts=True),
+        }
+        for number in SESSIONS
+    ]
     for line in lines:
         print("  ".join(f"{name} {value:.3f}" for name, value in line.items()), flush=True)
     options.out.write_text(json.dumps(lines, indent=1))

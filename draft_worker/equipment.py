@@ -83,6 +83,7 @@ def model_settings(config: Config) -> ModelSettings:
         is_batch_invariant=False,
         threads=config.threads,
         cache_flag="--num-blocks",
+        num_ranks=config.limits.num_ranks,
     )
 
 

@@ -21,3 +21,8 @@ class DraftLimits:
     step_cost: float = 6.0  # of a step without rows, in rows; 2 x 128 on one CPU core
     min_odds: float = 0.04  # a guess less likely than this to be asked for is never worth a row
     chunk: int = 2  # guesses sent at a time once the target has some; saves hops
+
+    @property
+    def num_ranks(self) -> int:
+        """Best tokens of each position to be known: the guess, and at least one runner-up."""
+        return 1 + max(1, self.num_alternates)

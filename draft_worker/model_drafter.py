@@ -144,9 +144,8 @@ class ModelDrafter:
         self.counts["rows"] += len(growths)
         logits = self._runner.run([growth.span for growth in growths])
         grown = [growth for growth in growths if growth.span.num_logits]
-        num_ranks = 1 + max(1, self._limits.num_alternates)
         rows = [growth.chain.row for growth in grown]
-        tops = self._sampler.rank(logits, rows, num_ranks)
+        tops = self._sampler.rank(logits, rows, self._limits.num_ranks)
         unusable = []
         for (session, chain, _), (token_ids, scores) in zip(grown, tops, strict=True):
             if token_ids:

@@ -22,4 +22,5 @@ class ModelSettings:
     is_batch_invariant: bool
     threads: int  # of a pass on the CPU
     cache_dtype: CacheDtype = CacheDtype.AUTO
+    num_ranks: int = 0  # tokens of a drafter's ranking; 0: nothing is ranked
     cache_flag: str = "--kv-cache-tokens"  # how an operator asks for a cache of another size

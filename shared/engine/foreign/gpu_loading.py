@@ -16,7 +16,7 @@ from shared.engine.foreign.decoder import fused_rows, unpacked_heads
 from shared.engine.foreign.gpu import foreign_gpu_runner
 from shared.engine.foreign.interface import AttentionCall, attending, logits_of
 from shared.engine.foreign.loading import foreign_config, read_model
-from shared.engine.gpu.loading import DTYPES, num_blocks_of
+from shared.engine.gpu.loading import DTYPES, num_blocks_of, ready_sampler
 from shared.engine.gpu.memory import GIB, MemoryPlan
 from shared.engine.gpu.requirements import HEAD_DIMS, check_settings, check_stated_heads
 from shared.engine.gpu.runner import GpuRunner, Progress
@@ -75,12 +75,7 @@ def load_foreign_on_gpu(
     plan = _measured_plan(model, config, settings)
     num_blocks = num_blocks_of(plan, settings)
     runner = foreign_gpu_runner(config, model, plan.limits(num_blocks), progress)
-    sampler = GpuSampler(
-        max_rows=max(settings.max_rows, settings.max_sequences),
-        vocab_size=config.vocab_size,
-        device=model.device,
-    )
-    return config, runner, sampler, num_blocks
+    return config, runner, ready_sampler(runner, plan, settings), num_blocks
 
 
 def _model_on_gpu(directory: Path, settings: ModelSettings, progress: Progress) -> Any:  # noqa: ANN401  # transformers' own

@@ -106,13 +106,21 @@ def load_on_gpu(
         cache_dtype=cache_dtype_of(settings),
         progress=progress,
     )
-    # Every sequence of a round is sampled at one row at least, prefill included.
+    return runner, ready_sampler(runner, plan, settings), num_blocks
+
+
+def ready_sampler(runner: GpuRunner, plan: MemoryPlan, settings: ModelSettings) -> GpuSampler:
+    """The sampler of a runner, with everything compiled, loaded and captured for both."""
     sampler = GpuSampler(
-        max_rows=max(settings.max_rows, settings.max_sequences),
-        vocab_size=config.vocab_size,
-        device=device,
+        max_rows=plan.max_sampled_rows,
+        vocab_size=runner.config.vocab_size,
+        device=runner.device,
     )
-    return runner, sampler, num_blocks
+    num_ranks = (settings.num_ranks,) if settings.num_ranks else ()
+    sampler.warm_up({runner.warm_up().dtype, plan.dtype}, num_ranks)
+    if runner.graph_logits is not None:
+        sampler.capture(runner.graph_logits, plan.limits(0).graph_rows, num_ranks)
+    return sampler
 
 
 def num_blocks_of(plan: MemoryPlan, settings: ModelSettings) -> int:

@@ -178,9 +178,11 @@ class GpuRunner(Runner):
     def _run_pass(self, spans: Sequence[Span]) -> Tensor:
         tiling, fixed_rows = self._tiling(spans), self._limits.fixed_rows
         shape = self._buffers.stage(spans)
+        wants_all = all(span.num_logits == len(span.token_ids) for span in spans)
         if fixed_rows is not None:
-            return self._run_rows(fixed_rows, tiling)[self._logit_rows(spans)]
-        if all(span.num_logits == len(span.token_ids) for span in spans):
+            logits = self._run_rows(fixed_rows, tiling)
+            return logits[: shape.num_rows] if wants_all else logits[self._logit_rows(spans)]
+        if wants_all:
             return self._run_rows(shape.num_rows, tiling)
         return self._decoder.forward(
             self._buffers,

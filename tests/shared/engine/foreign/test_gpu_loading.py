@@ -42,7 +42,7 @@ def test_what_was_measured_is_set_aside() -> None:
     assert PLAN.graph_bytes == 100_000 + 64 * 1_000 * 2
     assert PLAN.cache_bytes_per_token == 2 * 4 * 2 * 96 * 2
     used = GIB + 2 * 100_000 + 128_000 + LIBRARY_BYTES + PLAN.cache_bytes
-    used += PLAN.partial_bytes(PLAN.num_blocks)
+    used += PLAN.partial_bytes(PLAN.num_blocks) + PLAN.sampler_bytes
     assert PLAN.usable_bytes - PLAN.cache_bytes_per_token * 32 < used <= PLAN.usable_bytes
 
 
