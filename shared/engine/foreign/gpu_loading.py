@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shared.common.errors import ConfigError
 from shared.config.model import CacheDtype
-from shared.engine.config import ModelConfig
 from shared.engine.fields import Fields
 from shared.engine.foreign.config import ForeignConfig
 from shared.engine.foreign.decoder import fused_rows, unpacked_heads
@@ -34,6 +33,11 @@ class MeasuredPlan(MemoryPlan):
     @property
     def weight_bytes(self) -> int:
         """All parameters and buffers."""
+        return self.measured_weight_bytes
+
+    @property
+    def read_bytes(self) -> int:
+        """All of them: which ones a step reads, the model alone knows."""
         return self.measured_weight_bytes
 
     @property
@@ -98,7 +102,7 @@ def _measured_plan(
     settings: ModelSettings,
 ) -> MeasuredPlan:
     return MeasuredPlan(
-        config=cast("ModelConfig", config),  # what is read of it, both kinds have
+        config=config,
         dtype=model.dtype,
         cache_dtype=model.dtype,
         total_bytes=_total_bytes(),

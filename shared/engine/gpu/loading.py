@@ -8,7 +8,7 @@ import torch
 from shared.common.errors import ConfigError
 from shared.config.model import CacheDtype, Dtype
 from shared.engine.config import ModelConfig
-from shared.engine.gpu.memory import MemoryPlan
+from shared.engine.gpu.memory import DecoderPlan, MemoryPlan
 from shared.engine.gpu.requirements import check_model, check_settings
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
@@ -27,7 +27,7 @@ PROBE_BYTES, PROBE_REPEATS = 1 << 30, 4  # far beyond any cache
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
 
-def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) -> MemoryPlan:
+def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) -> DecoderPlan:
     """What these settings need on a device with so much memory.
 
     Raises:
@@ -35,7 +35,7 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
     """
     check_settings(settings)
     check_model(config, settings)
-    return MemoryPlan(
+    return DecoderPlan(
         config=config,
         dtype=DTYPES[settings.dtype],
         cache_dtype=cache_dtype_of(settings),

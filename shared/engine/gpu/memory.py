@@ -4,6 +4,7 @@ Nothing is allocated and no device is asked, so that a plan can be made for a ca
 """
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from shared.engine.checkpoint import expected_shapes
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.limits import GRAPH_ROWS, GpuLimits
 from shared.engine.gpu.sampling import sampler_bytes
+from shared.engine.shape import ModelShape
 
 GIB, KIB = 2**30, 2**10
 # Context of the driver, code of kernels and libraries, workspaces of matrix products. An estimate.
@@ -26,10 +28,10 @@ FLOAT32_BYTES = INT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
+class MemoryPlan(ABC):
     """A model, the rounds it is to run, and a device."""
 
-    config: ModelConfig
+    config: ModelShape
     dtype: torch.dtype  # of weights and activations
     cache_dtype: torch.dtype
     total_bytes: int  # of the device
@@ -59,45 +61,31 @@ class MemoryPlan:
         return int(self.total_bytes * self.utilization)
 
     @property
+    @abstractmethod
     def weight_bytes(self) -> int:
-        """All tensors of the checkpoint; a tied head is the embedding."""
-        return _num_weights(self.config) * self.dtype.itemsize
+        """All weights."""
+
+    @property
+    @abstractmethod
+    def read_bytes(self) -> int:
+        """Of the weights, what a decode step has to read."""
+
+    @property
+    @abstractmethod
+    def activation_bytes(self) -> int:
+        """Of the largest round."""
+
+    @property
+    @abstractmethod
+    def graph_bytes(self) -> int:
+        """Of all graphs, with what their rounds compute."""
 
     @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of all layers."""
-        config = self.config
-        numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        layout = self.config.layout
+        numbers = 2 * self.config.num_layers * layout.num_kv_heads * layout.head_dim
         return numbers * self.cache_dtype.itemsize
-
-    @property
-    def activation_bytes(self) -> int:
-        """Of the largest round, with logits, tables of blocks and the table of rotations.
-
-        A row has at most, when a layer's gate and up are computed: residual, normed and the two
-        projections (4 hidden), the attention's output (heads x D), gate and up of this layer and of
-        the one before (4 inner), and their product (1 inner). Logits: one row a row of the largest
-        graph, or a sequence where there are more, and a float32 copy for every sequence.
-        """
-        config, itemsize = self.config, self.dtype.itemsize
-        numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
-        limits = self.limits(0)
-        rows = limits.max_pass_rows * (numbers + 5 * config.intermediate_size) * itemsize
-        num_logit_rows = max(*limits.graph_rows, self.max_sequences)
-        logits = num_logit_rows * itemsize + self.max_sequences * FLOAT32_BYTES
-        tables = self.max_sequences * -(-self.max_model_len // self.block_size) * FLOAT32_BYTES
-        rotations = config.max_model_len * config.head_dim * FLOAT32_BYTES
-        return rows + logits * config.vocab_size + tables + rotations
-
-    @property
-    def graph_bytes(self) -> int:
-        """One pool, as large as the largest graph's activations, and the launches of all graphs."""
-        config, limits = self.config, self.limits(0)
-        num_graphs = sum(map(len, limits.graphs.values()))
-        numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
-        row = (numbers + 5 * config.intermediate_size) * self.dtype.itemsize
-        num_launches = LAUNCHES_PER_LAYER * config.num_layers + LAUNCHES_AROUND
-        return max(limits.graph_rows, default=0) * row + num_graphs * num_launches * LAUNCH_BYTES
 
     @property
     def max_sampled_rows(self) -> int:
@@ -111,12 +99,11 @@ class MemoryPlan:
 
     def partial_bytes(self, num_blocks: int) -> int:
         """What attention leaves to be merged, and its lists, over a cache of so many blocks."""
-        config, group_size = self.config, self.config.layout.group_size
-        limits = self.limits(num_blocks)
-        words = ITEM_WORDS.value + 2 * config.num_kv_heads  # counters, of chunks and of segments
-        per_row = config.num_kv_heads * (config.head_dim + 2) * FLOAT32_BYTES
+        limits, layout = self.limits(num_blocks), self.config.layout
+        words = ITEM_WORDS.value + 2 * layout.num_kv_heads  # counters, of chunks and of segments
+        per_row = layout.num_kv_heads * (layout.head_dim + 2) * FLOAT32_BYTES
         return sum(
-            limits.room_for_items(tiling, group_size)
+            limits.room_for_items(tiling, layout.group_size)
             * (per_row * tiling.block_m + words * INT32_BYTES)
             + limits.max_pass_rows * ROW_WORDS.value * INT32_BYTES
             for tiling in limits.tilings
@@ -156,12 +143,8 @@ class MemoryPlan:
             context: tokens of each sequence.
             num_sequences: of the round.
         """
-        config = self.config
-        num_read = _num_weights(config)
-        if not config.is_embedding_tied:  # of the embedding, a row a token is read
-            num_read -= config.vocab_size * config.hidden_size
         cache = context * num_sequences * self.cache_bytes_per_token
-        return 1e3 * (num_read * self.dtype.itemsize + cache) / bandwidth
+        return 1e3 * (self.read_bytes + cache) / bandwidth
 
     def render(self, *, bandwidth: float | None = None, context: int = 1_024) -> str:
         """The plan as a table for a person; with a step's floor where `bandwidth` is given."""
@@ -209,6 +192,55 @@ class MemoryPlan:
         """Everything whose size does not depend on the cache's."""
         model_bytes = self.weight_bytes + self.activation_bytes + self.graph_bytes
         return model_bytes + self.sampler_bytes + LIBRARY_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderPlan(MemoryPlan):
+    """A plan for our own decoder, from the model's configuration alone."""
+
+    config: ModelConfig
+
+    @property
+    def weight_bytes(self) -> int:
+        """All tensors of the checkpoint; a tied head is the embedding."""
+        return _num_weights(self.config) * self.dtype.itemsize
+
+    @property
+    def read_bytes(self) -> int:
+        """All weights but the embedding, unless it is the head too: of it a row a token is read."""
+        num_read = _num_weights(self.config)
+        if not self.config.is_embedding_tied:
+            num_read -= self.config.vocab_size * self.config.hidden_size
+        return num_read * self.dtype.itemsize
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of the largest round, with logits, tables of blocks and the table of rotations.
+
+        A row has at most, when a layer's gate and up are computed: residual, normed and the two
+        projections (4 hidden), the attention's output (heads x D), gate and up of this layer and of
+        the one before (4 inner), and their product (1 inner). Logits: one row a row of the largest
+        graph, or a sequence where there are more, and a float32 copy for every sequence.
+        """
+        config, itemsize = self.config, self.dtype.itemsize
+        numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
+        limits = self.limits(0)
+        rows = limits.max_pass_rows * (numbers + 5 * config.intermediate_size) * itemsize
+        num_logit_rows = max(*limits.graph_rows, self.max_sequences)
+        logits = num_logit_rows * itemsize + self.max_sequences * FLOAT32_BYTES
+        tables = self.max_sequences * -(-self.max_model_len // self.block_size) * FLOAT32_BYTES
+        rotations = config.max_model_len * config.head_dim * FLOAT32_BYTES
+        return rows + logits * config.vocab_size + tables + rotations
+
+    @property
+    def graph_bytes(self) -> int:
+        """One pool, as large as the largest graph's activations, and the launches of all graphs."""
+        config, limits = self.config, self.limits(0)
+        num_graphs = sum(map(len, limits.graphs.values()))
+        numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
+        row = (numbers + 5 * config.intermediate_size) * self.dtype.itemsize
+        num_launches = LAUNCHES_PER_LAYER * config.num_layers + LAUNCHES_AROUND
+        return max(limits.graph_rows, default=0) * row + num_graphs * num_launches * LAUNCH_BYTES
 
 
 def _num_weights(config: ModelConfig) -> int:

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
 
 from shared.common.errors import ConfigError
 from shared.config.model import CacheDtype
-from shared.engine.config import ModelConfig
 from shared.engine.foreign.config import ForeignConfig, LayerAttention
 from shared.engine.foreign.gpu_loading import MeasuredPlan, load_foreign_on_gpu
 from shared.engine.gpu.memory import GIB, LIBRARY_BYTES
@@ -22,7 +20,7 @@ from tests.shared.engine.foreign.architectures import foreign
 LAYER = LayerAttention(8, 2, 80, 80, 0.1, None, None)
 CONFIG = ForeignConfig("x", (LAYER,) * 4, 96, 1_000, max_model_len=512, eos_token_ids=())
 PLAN = MeasuredPlan(
-    config=cast("ModelConfig", CONFIG),
+    config=CONFIG,
     dtype=torch.bfloat16,
     cache_dtype=torch.bfloat16,
     total_bytes=4 * GIB,

@@ -10,7 +10,7 @@ import torch
 from kernels.gpu import attention_work
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
-from shared.engine.gpu.memory import LIBRARY_BYTES, MemoryPlan
+from shared.engine.gpu.memory import LIBRARY_BYTES, DecoderPlan
 from shared.engine.gpu.weights import GpuWeights, allocate_gpu_weights
 from tests.checkpoints import CONFIGS, save_checkpoint
 from tests.shared.engine.configs import make_config
@@ -34,9 +34,9 @@ def make_plan(
     total_bytes: int = H200_BYTES,
     max_sequences: int = 64,
     max_model_len: int = 8_192,
-) -> MemoryPlan:
+) -> DecoderPlan:
     """In bfloat16."""
-    return MemoryPlan(
+    return DecoderPlan(
         config=config,
         dtype=torch.bfloat16,
         cache_dtype=torch.bfloat16,

@@ -12,7 +12,7 @@ from kernels.gpu.verify_attention import CONFIGS as TILES_OF_KERNEL
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.loading import memory_plan, num_blocks_of
-from shared.engine.gpu.memory import GIB, MemoryPlan
+from shared.engine.gpu.memory import GIB, DecoderPlan
 from shared.engine.gpu.requirements import HEAD_DIMS, MAX_GROUP_SIZE
 from shared.engine.settings import MAX_GPU_SEQUENCES, ModelSettings
 from tests.settings import GPU_SETTINGS
@@ -30,7 +30,7 @@ LLAMA: dict[str, object] = {
 
 def plan(
     directory: Path, values: dict[str, int], settings: ModelSettings = GPU_SETTINGS
-) -> MemoryPlan:
+) -> DecoderPlan:
     """The plan of a directory that holds a config.json and nothing else."""
     (directory / "config.json").write_text(json.dumps(LLAMA | values))
     return memory_plan(ModelConfig.from_directory(directory), settings, 8 * GIB)
