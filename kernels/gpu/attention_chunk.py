@@ -181,7 +181,7 @@ def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
     score_scale: tl.tensor, soft_cap: tl.constexpr, window: tl.constexpr,
     num_kv_heads: tl.constexpr, head_dim: tl.constexpr, block_size: tl.constexpr,
     block_n: tl.constexpr, chunk_len: tl.constexpr, holds_segments: tl.constexpr,
-    is_transposed: tl.constexpr, is_interpreted: tl.constexpr,
+    is_transposed: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Weighted values [block_m, D], maxima and sums [block_m] of an item, tile after tile.
 
@@ -206,8 +206,8 @@ def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
         mask = (tokens < end)[:, None] & (dims < head_dim)[None, :]
         keys = tl.load(keys_ptr + places, mask=mask, other=0.0)
         values = tl.load(values_ptr + places, mask=mask, other=0.0)
-        if is_interpreted:
-            keys, values = keys.to(tl.float32), values.to(tl.float32)
+        # Of a cache of 8 bits. In the interpreter of any: it multiplies float32 alone.
+        keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         if holds_segments:  # noqa: SIM102  # a constant: the other is not compiled without it
             if (tile % chunk_len == 0) & (tile > start):
                 all_outputs, all_maxima, all_sums = add_part(

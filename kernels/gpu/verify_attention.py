@@ -35,6 +35,7 @@ from kernels.head_layout import HeadLayout
 INTERPRETED_PROGRAMS = 8
 ALIGNMENT_BYTES = 16
 LOG2_E = 1 / math.log(2)
+FP8 = torch.float8_e4m3fn
 
 
 class Config(NamedTuple):
@@ -62,6 +63,12 @@ CONFIGS = {
     (128, 64): Config(64, 8, 3, 1),
     (128, 128): Config(32, 8, 4, 1),
     (128, 256): Config(32, 8, 2, 1),
+}
+
+# Where a cache of 8 bits needs others: converting it takes registers. Chosen by these, not by time.
+FP8_CONFIGS = CONFIGS | {
+    (128, 128): Config(16, 8, 4, 1),
+    (128, 256): Config(16, 8, 3, 1),
 }
 
 
@@ -163,7 +170,7 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
                 block_tables_ptr + tl.load(item_ptr) * max_blocks, positions_ptr + first_row,
                 bits_ptr, item_ptr, head, first_token + packed // group_size, score_scale,
                 soft_cap, window, num_kv_heads, head_dim, block_size, block_n, chunk_len,
-                not merges_apart, is_transposed, is_interpreted,
+                not merges_apart, is_transposed,
             )  # fmt: skip
             out_ptrs = out_ptr + (rows * (group_size * num_kv_heads) + heads)[:, None] * head_dim
             _finish_item(
@@ -301,8 +308,8 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
     Args:
         qkv: [T, num_all x D] bf16, float16 or float32, contiguous; only the queries are read,
             rotated.
-        keys: [num_blocks, num_kv_heads, block_size, D] of the same dtype, contiguous, the rows' own
-            keys written; block_size a power of 2 from 16 to 256.
+        keys: [num_blocks, num_kv_heads, block_size, D] of the same dtype or e4m3, contiguous,
+            with the rows' own keys; block_size a power of 2 from 16 to 256.
         values: the same.
         batch: of this round.
         work: `plan_attention_work` has run for this batch; the partial results are overwritten.
@@ -315,9 +322,10 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
             the first row's cache index and its own. Sequences of more rows are chains.
         out: [T, num_heads x D]; the rows of nobody are left as they are.
         num_programs: running side by side; None for as many as the GPU holds.
-        config: None for the one in CONFIGS, with whose bits another's need not agree.
+        config: None for the one in the tables, with whose bits another's need not agree.
     """
-    config = config or CONFIGS[work.block_m, triton.next_power_of_2(layout.head_dim)]
+    configs = FP8_CONFIGS if keys.dtype == FP8 else CONFIGS
+    config = config or configs[work.block_m, triton.next_power_of_2(layout.head_dim)]
     assert work.layout == layout
     assert work.chunk_len % config.block_n == 0
     _check_tensors(qkv, keys, values, work, out)
@@ -361,7 +369,8 @@ def _check_tensors(
     assert num_rows <= work.max_rows
     assert qkv.shape == (num_rows, layout.num_all * head_dim)
     assert out.shape == (num_rows, layout.num_heads * head_dim)
-    assert qkv.dtype == keys.dtype == values.dtype
+    assert keys.dtype == values.dtype
+    assert keys.dtype in {qkv.dtype, FP8}
     assert keys.shape == values.shape
     assert (keys.shape[1], keys.shape[3]) == (layout.num_kv_heads, head_dim)
     for tensor in (qkv, keys, values, out):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.attention_work import AttentionBatch
-from kernels.gpu.verify_attention import CONFIGS, Config
+from kernels.gpu.verify_attention import CONFIGS, FP8_CONFIGS, Config
 from tests.kernels.gpu.attention_rounds import (
     Lens,
     Round,
@@ -346,6 +346,7 @@ SM_SHARED_BYTES = 227 * 1024
 SM_REGISTERS = 65_536
 
 
+@pytest.mark.parametrize("cache", ["*bf16", "*fp8e4nv"])
 @pytest.mark.parametrize(
     ("block_m", "head_dim", "block_size", "merges_apart"),
     [
@@ -357,10 +358,10 @@ SM_REGISTERS = 65_536
     ],
 )
 def test_hopper_holds_it_without_spills(
-    *, block_m: int, head_dim: int, block_size: int, merges_apart: bool
+    *, block_m: int, head_dim: int, block_size: int, merges_apart: bool, cache: str
 ) -> None:
     """With a tree mask, and as many programs on an SM as the table says."""
-    config = CONFIGS[block_m, head_dim]
+    config = (CONFIGS if cache == "*bf16" else FP8_CONFIGS)[block_m, head_dim]
     constexprs = {
         "soft_cap": 0.0, "window": 0, "num_kv_heads": 8, "group_size": 4, "head_dim": head_dim,
         "block_size": block_size, "block_m": block_m, "block_n": config.block_n,
@@ -370,7 +371,9 @@ def test_hopper_holds_it_without_spills(
     resources = compile_for_sm90(
         "kernels.gpu.verify_attention",
         "_verify_attention_kernel",
-        POINTERS | dict.fromkeys(constexprs, "constexpr"),
+        POINTERS
+        | {"keys_ptr": cache, "values_ptr": cache}
+        | dict.fromkeys(constexprs, "constexpr"),
         constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
