@@ -1,7 +1,7 @@
 """Tiles of `kernels.gpu.skinny_linear` against cuBLAS: `python -m bench.gpu_linear`.
 
-Each multiplication of a Llama-3-8B layer, over several weights in turn so that none is found in the
-cache, as graph replays. Prints microseconds and the share of the copy bandwidth; this is where
+Each multiplication of a layer, over several weights in turn so that none is found in the cache, as
+graph replays. Prints microseconds and the share of the copy bandwidth; this is where
 the table in `tiles_of` comes from.
 """
 
@@ -21,12 +21,20 @@ from triton.runtime.errors import OutOfResources
 from bench.gpu_timing import copy_bandwidth, device_ms, graph_of
 from kernels.gpu.skinny_linear import Tiles, skinny_linear
 
-NUM_WEIGHTS = 6  # in turn; together several times the second-level cache
+WEIGHT_BYTES = 200 << 20  # in turn; together several times the second-level cache
 MATRICES = {  # outputs, inputs
-    "qkv": (6144, 4096),
-    "output": (4096, 4096),
-    "gate_up": (28_672, 4096),
-    "down": (4096, 14_336),
+    "llama-3-8b": {
+        "qkv": (6144, 4096),
+        "output": (4096, 4096),
+        "gate_up": (28_672, 4096),
+        "down": (4096, 14_336),
+    },
+    "llama-3.2-1b": {
+        "qkv": (3072, 2048),
+        "output": (2048, 2048),
+        "gate_up": (16_384, 2048),
+        "down": (2048, 8192),
+    },
 }
 CANDIDATES = (
     Tiles(16, 256, 2, 4), Tiles(16, 256, 2, 6), Tiles(16, 512, 2, 3), Tiles(16, 512, 2, 4),
@@ -62,15 +70,16 @@ def measure(x: Tensor, weights: Sequence[Tensor]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one line a matrix and number of rows."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=MATRICES, default="llama-3-8b")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     device = torch.device("cuda")
     bandwidth = copy_bandwidth(device)
     lines = []
-    for name, (num_out, num_in) in MATRICES.items():
+    for name, (num_out, num_in) in MATRICES[options.shape].items():
         weights = [
             torch.empty(num_out, num_in, dtype=torch.bfloat16, device=device).normal_(std=0.02)
-            for _ in range(NUM_WEIGHTS)
+            for _ in range(max(6, WEIGHT_BYTES // (2 * num_out * num_in)))
         ]
         for rows in ROWS:
             x = torch.randn(rows, num_in, device=device).bfloat16()
