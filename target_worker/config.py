@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from shared.config.model import CPU, Dtype, ModelOptions
+from shared.config.model import CPU, CacheDtype, Dtype, ModelOptions
 from shared.protocol.limits import LEASE_S, MAX_SPECULATIVE_TOKENS
 from target_worker.goodput import Policy
 
@@ -40,6 +40,9 @@ class Config(ModelOptions, frozen=True, kw_only=True):
         int, Meta(ge=0, le=MAX_SPECULATIVE_TOKENS, description="most guesses verified in a round")
     ] = 8
     dtype: Annotated[Dtype, Meta(description="on a GPU; auto: bfloat16")] = Dtype.AUTO
+    kv_cache_dtype: Annotated[
+        CacheDtype, Meta(description="on a GPU; fp8: half the memory, rounded")
+    ] = CacheDtype.AUTO
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that may be used")
     ] = 0.9

@@ -78,6 +78,7 @@ def model_settings(config: Config) -> ModelSettings:
         memory_share=config.gpu_memory_utilization,
         is_batch_invariant=config.batch_invariant,
         threads=config.threads,
+        cache_dtype=config.kv_cache_dtype,
     )
 
 

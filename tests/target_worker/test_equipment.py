@@ -6,6 +6,7 @@ import pytest
 
 from shared.common.clock import SystemClock
 from shared.common.errors import ConfigError
+from shared.config.model import CacheDtype
 from target_worker.config import Config
 from target_worker.equipment import build_engine, equip
 from target_worker.goodput import Policy
@@ -34,6 +35,12 @@ def test_a_context_that_cannot_be_served_is_refused(model: Path) -> None:
     """More than the model has."""
     with pytest.raises(ConfigError, match="--max-model-len"):
         equip(config(model, max_model_len=513))
+
+
+def test_a_cache_of_eight_bits_is_refused_on_a_cpu(model: Path) -> None:
+    """The flag reaches the engine, which says by its name what is wrong."""
+    with pytest.raises(ConfigError, match="--kv-cache-dtype is fp8: must be auto on a CPU"):
+        equip(config(model, kv_cache_dtype=CacheDtype.FP8))
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
