@@ -68,8 +68,45 @@ def acceptance(lines: Sequence[Line]) -> str:
     )
 
 
+def cache_section(found: dict[str, Any]) -> str:
+    """What a cache of 8 bits changes, beside what bf16 changes."""
+    titles = ("compared", "texts", "same at T = 0", "at T = 0.7", "log-probability: mean", "most")
+    rows = [_row(titles), _row(["---"] * len(titles))]
+    for kind, text in found["texts"].items():
+        for pair in text["pairs"]:
+            shares = [pair["agreement_t0"], pair["agreement_t0.7"]]
+            sizes = [pair["mean_log_prob_difference"], pair["max_log_prob_difference"]]
+            rows.append(
+                _row(
+                    [
+                        f"{pair['one']} and {pair['other']}",
+                        f"{text['num_texts']} {kind}, {text['num_positions']:,} tokens",
+                        *(f"{100 * share:.2f} %" for share in shares),
+                        *(f"{size:.4f}" for size in sizes),
+                    ]
+                )
+            )
+    nats = "; ".join(
+        f"{kind}: " + ", ".join(f"{name} {value:.4f}" for name, value in text["nats"].items())
+        for kind, text in found["texts"].items()
+    )
+    sizes = found["largest"]["float32"]
+    machine, table = found["machine"], "\n".join(rows)
+    return f"""
+## A cache of 8 bits: {found["model"]}, teacher-forced
+
+{table}
+
+Share of positions at which both choose the same token, and how far their log-probabilities of the
+text's own token are apart. Nats a token, {nats}. Largest key and value in
+float32: {sizes["keys"]:.1f} and {sizes["values"]:.1f} of 448. GPU: {machine["gpu"]},
+torch {machine["torch"]}, Triton {machine["triton"]}, CUDA {machine["cuda"]}. Command:
+`{machine["command"]} --out gpu_cache.json`.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read gpu_step, gpu_path and gpu_draft.json of a folder; write gpu.md beside them."""
+    """Read gpu_*.json of a folder, gpu_cache only if it is there; write gpu.md beside them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     folder = parser.parse_args(argv).folder
@@ -104,6 +141,9 @@ answer. GPUs: {"; ".join(path["gpus"])}. Command:
 
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
+    cache = folder / "gpu_cache.json"
+    if cache.exists():
+        text += cache_section(json.loads(cache.read_text()))
     (folder / "gpu.md").write_text(text)
 
 
