@@ -21,7 +21,7 @@ from kernels.gpu.verify_attention import verify_attention
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
-from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.limits import GRAPH_ROWS, GpuLimits
 from shared.engine.gpu.loading import INVARIANT_ROWS
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
@@ -228,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(options.shape, device, INVARIANT_ROWS if options.batch_invariant else None)
     started = time.perf_counter()
     bench.runner.capture(lambda _event, _done, _total: None)
+    assert bench.runner.graph_logits is not None
+    bench.sampler.capture(bench.runner.graph_logits, GRAPH_ROWS)
     print(
         f"copy {bandwidth / 1e9:.0f} GB/s; graphs captured in {time.perf_counter() - started:.1f} s"
     )

@@ -113,13 +113,11 @@ class SamplerInputs:
         self._words[rows, columns.IS_USED] = 0
         self._params = None  # the next round is laid out anew
 
-    def send(self, num_rows: int) -> None:
+    def send(self, num_rows: int, *, has_filters: bool) -> None:
         """Copy so many rows to the device, in the order of the current stream."""
         self.rows[:num_rows].copy_(self._host_rows[:num_rows], non_blocking=True)
-
-    def send_filters(self) -> None:
-        """The same for the filters of a round that has some."""
-        self.filters[: self.num_rows].copy_(self._host_filters[: self.num_rows], non_blocking=True)
+        if has_filters:
+            self.filters[:num_rows].copy_(self._host_filters[:num_rows], non_blocking=True)
 
     def _lay_out(self, params: list[SamplingParams], counts: list[int]) -> None:
         """Write all but positions and drafts."""
@@ -128,19 +126,20 @@ class SamplerInputs:
         ends = repeats.cumsum()
         num_rows = int(ends[-1])
         assert num_rows <= len(self._words)
+        seeds = np.fromiter([one.seed for one in params], np.uint64, num_requests).view(np.int64)
+        temperatures = np.fromiter([one.temperature for one in params], np.float64, num_requests)
+        self._params = None  # should a request be refused on the way, the next round is laid out
         self.first_rows = ends - repeats
         self.starts = [*self.first_rows.tolist(), num_rows]
         self._words[num_rows : self.num_rows] = 0  # what the round before had and this one has not
         self._words[:num_rows] = _UNFILTERED_ROW
-        seeds = np.fromiter([one.seed for one in params], np.uint64, num_requests).view(np.int64)
-        temperatures = np.fromiter([one.temperature for one in params], np.float64, num_requests)
+        self.num_rows = num_rows
         if num_rows > num_requests:
             seeds, temperatures = seeds.repeat(repeats), temperatures.repeat(repeats)
             self._offsets = np.arange(num_rows) - self.first_rows.repeat(repeats)
         self._words[:num_rows, columns.SEED] = seeds
         self._floats[:num_rows, columns.TEMPERATURE] = temperatures
         self._words[self.first_rows, columns.NUM_ROWS] = repeats
-        self.num_rows = num_rows
         self._adjustable = [i for i, one in enumerate(params) if changes_logits(one, 0)]
         filtered = [i for i, one in enumerate(params) if has_filters(one) and one.temperature > 0]
         self.has_filters = bool(filtered)
@@ -150,7 +149,7 @@ class SamplerInputs:
 
     def _lay_out_filters(self, params: dict[int, SamplingParams]) -> None:
         """Write the filters of some requests, by index, to their rows; the others have none."""
-        words = self._host_filters.numpy()
+        words = self._host_filters[: self.num_rows].numpy()
         floats = words.view(np.float64)
         words[:, filter_columns.TOP_K] = 0
         floats[:, filter_columns.TOP_P] = 1.0

@@ -5,9 +5,11 @@ and collected (one wait). Everything that varies is read from the device, so a l
 that graphs write is itself a graph, replayed. One round at a time: where rounds overlap, two
 samplers take turns.
 
-Filters and adjustments cost only rounds that have them: these are launched kernel by kernel.
+Filters and adjustments cost only rounds that have them. Filters are one kernel more, and graphs of
+their own; how many kernels adjustments take depends on the round, so it is launched one by one.
 """
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -44,12 +46,20 @@ _WARM_UP_PARAMS = tuple(
 )
 
 
+class _Kind(NamedTuple):
+    """What makes launches differ."""
+
+    num_rows: int
+    num_ranks: int
+    has_filters: bool
+
+
 class _Graphs(NamedTuple):
     """Launches over logits that are always in the same place."""
 
     logits: Tensor  # [max_rows, V]
     sizes: Sequence[int]  # ascending
-    replays: dict[tuple[int, int], Callable[[], None]]  # by number of rows and of ranks
+    replays: dict[_Kind, Callable[[], None]]
 
 
 class GpuSampler:
@@ -76,11 +86,6 @@ class GpuSampler:
         self._pieces: list[Piece] = []
         self._done = _new_event() if self._is_cuda else None
         self._graphs: _Graphs | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether what is staged needs neither filters nor adjustments."""
-        return not self._inputs.has_filters and not self._pieces
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
         """See `shared.engine.sampling.verify`; logits [T, V] 16 bits or float32, on the device."""
@@ -133,13 +138,13 @@ class GpuSampler:
         """
         assert self._inputs.num_rows <= len(logits) <= self._max_rows
         assert logits.shape[1] == self._vocab_size
-        size = self._captured_size(logits, num)
-        if size is not None and self._graphs is not None:
-            results = self._results_of(size, num)
-            self._graphs.replays[size, num]()
+        kind = self._captured_kind(logits, num)
+        if kind is not None and self._graphs is not None:
+            results = self._results_of(kind.num_rows, num)
+            self._graphs.replays[kind]()
         else:
             results = self._results_of(self._rounded(len(logits)), num)
-            self._run(logits, results)
+            self._run(logits, results, self._pieces, has_filters=self._inputs.has_filters)
         if self._done is not None:
             self._done.record()
         return results
@@ -154,20 +159,21 @@ class GpuSampler:
         return [chosen[start : start + count] for start, count in spans]
 
     def capture(self, logits: Tensor, sizes: Sequence[int], num_ranks: Sequence[int] = ()) -> None:
-        """Make graphs of all plain launches over logits that stay where they are.
+        """Make graphs of launches without adjustments over logits that stay where they are.
 
         Args:
-            logits: [max_rows, V]: what `launch` is given begins where this does.
+            logits: [T, V], at most max_rows: what `launch` is given begins where this does.
             sizes: numbers of rows to make graphs for, ascending; a round takes the next larger.
             num_ranks: what `rank` will be asked for; verifying is always among it.
         """
-        replays = {}
-        for size in reversed([size for size in sizes if size <= self._max_rows]):
-            for num in {1, *num_ranks}:
+        graphs = _Graphs(logits, [size for size in sizes if size <= len(logits)], {})
+        for size in reversed(graphs.sizes):
+            for num, has_filters in itertools.product({1, *num_ranks}, (False, True)):
                 results = self._results_of(size, num)
-                launch = partial(self._run_plain, logits[:size], results)
-                replays[size, num] = _graph_of(launch) if self._is_cuda else launch
-        self._graphs = _Graphs(logits, sorted({size for size, _ in replays}), replays)
+                launch = partial(self._run, logits[:size], results, (), has_filters=has_filters)
+                replay = _graph_of(launch) if self._is_cuda else launch
+                graphs.replays[_Kind(size, num, has_filters)] = replay
+        self._graphs = graphs
 
     def warm_up(self, dtypes: Iterable[torch.dtype], num_ranks: Sequence[int] = ()) -> None:
         """Compile and load all that a round may need, so that no round waits for it.
@@ -208,10 +214,10 @@ class GpuSampler:
         if self._done is not None:
             self._done.synchronize()
 
-    def _captured_size(self, logits: Tensor, num: int) -> int | None:
-        """The rows of the graph that chooses from these logits, if there is one."""
+    def _captured_kind(self, logits: Tensor, num: int) -> _Kind | None:
+        """Of the graph that chooses from these logits what is staged, if there is one."""
         graphs = self._graphs
-        if graphs is None or not self.is_plain:
+        if graphs is None or self._pieces:
             return None
         own = graphs.logits
         is_own = (
@@ -222,7 +228,8 @@ class GpuSampler:
         index = bisect_left(graphs.sizes, len(logits))
         if not is_own or index == len(graphs.sizes):
             return None
-        return graphs.sizes[index] if (graphs.sizes[index], num) in graphs.replays else None
+        kind = _Kind(graphs.sizes[index], num, self._inputs.has_filters)
+        return kind if kind in graphs.replays else None
 
     def _results_of(self, num_rows: int, num: int) -> SamplerResults:
         results = self._results.get((num_rows, num))
@@ -236,31 +243,27 @@ class GpuSampler:
         """Few sizes, so that few views are made."""
         return min(self._max_rows, 1 << (num_rows - 1).bit_length())
 
-    def _run_plain(self, logits: Tensor, results: SamplerResults) -> None:
-        """Copies and kernels alone: what a graph can hold."""
-        self._inputs.send(len(logits))
-        self._choose(logits, results)
-        results.fetch()
-
-    def _run(self, logits: Tensor, results: SamplerResults) -> None:
-        """Any round, kernel by kernel."""
-        inputs = self._inputs
-        inputs.send(len(logits))
-        if inputs.has_filters:
-            inputs.send_filters()
-            filter_rows(logits, inputs.rows, inputs.filters)
-        self._choose(logits, results)
-        for piece in self._pieces:
-            self._choose_adjusted(piece, logits, results)
-        if self._pieces:
-            self._accept(len(logits), results)
-        results.fetch()
-
-    def _choose(self, logits: Tensor, results: SamplerResults) -> None:
+    def _run(
+        self,
+        logits: Tensor,
+        results: SamplerResults,
+        pieces: Sequence[Piece],
+        *,
+        has_filters: bool,
+    ) -> None:
+        """Copies and kernels alone: without pieces, what a graph can hold."""
+        inputs, num_rows = self._inputs, len(logits)
         num = results.choice.token_ids.shape[1]
-        rows, choice = self._inputs.rows, results.choice
-        gumbel_choice(logits, rows, num=num, workspace=self._workspace, out=choice)
-        self._accept(len(logits), results)
+        inputs.send(num_rows, has_filters=has_filters)
+        if has_filters:
+            filter_rows(logits, inputs.rows, inputs.filters)
+        gumbel_choice(logits, inputs.rows, num=num, workspace=self._workspace, out=results.choice)
+        for piece in pieces:
+            self._choose_adjusted(piece, logits, results)
+        if num == 1:
+            chosen = results.choice.token_ids.view(-1)[:num_rows]
+            accept_drafts(chosen, inputs.rows, out=results.num_confirmed)
+        results.fetch()
 
     def _choose_adjusted(self, piece: Piece, logits: Tensor, results: SamplerResults) -> None:
         """Rows that the launch over all rows left out."""
@@ -274,11 +277,6 @@ class GpuSampler:
         choice = gumbel_choice(values, rows, num=num, workspace=self._workspace)
         results.choice.token_ids[places] = choice.token_ids
         results.choice.scores[places] = choice.scores
-
-    def _accept(self, num_rows: int, results: SamplerResults) -> None:
-        if results.choice.token_ids.shape[1] == 1:
-            chosen = results.choice.token_ids.view(-1)[:num_rows]
-            accept_drafts(chosen, self._inputs.rows, out=results.num_confirmed)
 
 
 def sampler_bytes(max_rows: int, vocab_size: int) -> int:

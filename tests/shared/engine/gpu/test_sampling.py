@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.engine import sampling
+from shared.engine.adjustments import changes_logits
+from shared.engine.filters import has_filters
 from shared.engine.gpu import adjusted_rows
 from shared.engine.gpu.sampling import GpuSampler, sampler_bytes
 from shared.engine.sampling import Row, VerifyRequest
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 
 NUM_IDS = 63  # the vocabulary of the drafts below
 MAX_ROWS = 24
+GRAPH_SIZES = (1, 4, 16)
 # A row takes the interpreter a tenth of a second, and a GPU no time at all.
 MANY = 1 if os.environ["TRITON_INTERPRET"] == "1" else 20
 GREEDY = SamplingParams(seed=1, temperature=0.0)
@@ -30,6 +33,7 @@ PARAMS = [
     *(SamplingParams(seed=seed, temperature=0.7) for seed in range(4)),
     GREEDY,
     SamplingParams(seed=8, top_p=0.7),
+    SamplingParams(seed=8, temperature=0.0, top_k=3),
     SamplingParams(seed=9, temperature=0.7, presence_penalty=0.5),
     SamplingParams(seed=9, min_tokens=3, stop_token_ids=(5, 6)),
 ]
@@ -205,21 +209,6 @@ def test_without_requests_nothing_is_launched(device: str) -> None:
     assert sampler(NUM_IDS, device).rank(nothing, [], 3) == []
 
 
-def test_only_filters_and_adjustments_make_a_round_more_than_plain(device: str) -> None:
-    """What a captured graph may hold; at temperature 0 filters change nothing."""
-    ours, rounds = sampler(NUM_IDS, device), []
-    for params in (
-        GREEDY,
-        SamplingParams(seed=1, temperature=0.0, top_k=5),
-        SamplingParams(seed=1, min_tokens=1, stop_token_ids=(3,)),
-        SamplingParams(seed=1, top_k=5),
-        SamplingParams(seed=1, presence_penalty=0.5),
-    ):
-        ours.stage([VerifyRequest(params, [1, 2], 1, [])])
-        rounds.append(ours.is_plain)
-    assert rounds == [True, True, True, False, False]
-
-
 def random_round(rng: random.Random, num_requests: int, num_drafts: int) -> list[VerifyRequest]:
     """Requests of all kinds, as they come and go."""
     requests = []
@@ -231,20 +220,28 @@ def random_round(rng: random.Random, num_requests: int, num_drafts: int) -> list
     return requests
 
 
+def kinds(num_rows: int, num: int, requests: list[VerifyRequest]) -> list[tuple[int, int, bool]]:
+    """The graph that such a round is to be replayed in, or none."""
+    if any(changes_logits(one.params, len(one.token_ids) - 1) for one in requests):
+        return []
+    size = next(size for size in GRAPH_SIZES if size >= num_rows)
+    params = [one.params for one in requests]
+    return [(size, num, any(one.temperature > 0 and has_filters(one) for one in params))]
+
+
 @pytest.mark.parametrize("num_rounds", [12 * MANY])
 def test_logits_of_graphs_are_chosen_from_by_replays(num_rounds: int, device: str) -> None:
     """The same tokens, whatever was staged before; other logits and other rounds are launched."""
     rng = random.Random(11)
     ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
     buffer = torch.full((16, NUM_IDS), torch.nan, device=device)
-    sizes = (1, 4, 16)
-    ours.capture(buffer, sizes, num_ranks=(3,))
+    ours.capture(buffer, GRAPH_SIZES, num_ranks=(3,))
     assert ours._graphs is not None
     replays = ours._graphs.replays
-    replayed: list[tuple[int, int]] = []
+    replayed: list[tuple[int, int, bool]] = []
     for key, replay in list(replays.items()):
         replays[key] = partial(_noted, replayed, key, replay)
-    expected = []
+    expected: list[tuple[int, int, bool]] = []
     for number in range(num_rounds):
         requests = random_round(rng, rng.randint(1, 4), 3)
         num_rows = sum(len(request.draft_token_ids) + 1 for request in requests)
@@ -253,19 +250,20 @@ def test_logits_of_graphs_are_chosen_from_by_replays(num_rounds: int, device: st
         is_own = rng.random() < 0.7
         there = buffer[:num_rows] if is_own else logits.to(device)
         assert ours.verify(there, requests) == sampling.verify(logits, requests)
-        if ours.is_plain and is_own:
-            expected.append((next(size for size in sizes if size >= num_rows), 1))
+        expected += kinds(num_rows, 1, requests) if is_own else []
         rows = [Row(one.params, one.token_ids, 1) for one in requests]
         ranked = ours.rank(buffer[: len(rows)], rows, 3)
         right = sampling.rank(buffer[: len(rows)].cpu(), rows, 3)
         assert [top.token_ids for top in ranked] == [top.token_ids for top in right]
-        if ours.is_plain:
-            expected.append((next(size for size in sizes if size >= len(rows)), 3))
+        expected += kinds(len(rows), 3, requests)
     assert replayed == expected
-    assert {(16, 1), (4, 3)} <= set(replayed)
+    assert {(16, 1, False), (4, 3, False)} <= set(replayed)
+    assert any(has_filters for _, _, has_filters in replayed)
 
 
-def _noted(seen: list[tuple[int, int]], key: tuple[int, int], replay: Callable[[], None]) -> None:
+def _noted(
+    seen: list[tuple[int, int, bool]], key: tuple[int, int, bool], replay: Callable[[], None]
+) -> None:
     seen.append(key)
     replay()
 
@@ -280,6 +278,21 @@ def test_a_round_without_a_graph_of_its_size_is_launched(device: str) -> None:
     assert ours.verify(buffer, requests) == sampling.verify(logits, requests)
     rows = [Row(GREEDY, [1], 1)]
     assert ours.rank(buffer[:1], rows, 2)[0].token_ids == sampling.rank(logits[:1], rows, 2)[0][0]
+
+
+def test_a_request_that_cannot_be_staged_leaves_no_trace(device: str) -> None:
+    """The others, and rounds after it, get their own tokens."""
+    ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
+    logits = tensor(*(random_logits(NUM_IDS, row) for row in range(3)))
+    rows = [Row(SamplingParams(seed=seed), [1, 2], 1) for seed in (4, 5)]
+    requests = requests_of(rows, [[], [3]])
+    expected = sampling.verify(logits, requests)
+    assert ours.verify(logits.to(device), requests) == expected
+    for params in (SamplingParams(seed=2**64), SamplingParams(seed=1, top_p=0.9, min_p="x")):  # type: ignore[arg-type]  # as a bug might
+        with pytest.raises((OverflowError, TypeError)):
+            ours.verify(logits.to(device), requests_of([Row(params, [1], 1)] * 3, [[]] * 3))
+    assert ours.verify(logits.to(device), requests) == expected
+    assert ours.verify(logits[:1].to(device), requests[:1]) == expected[:1]
 
 
 def test_more_adjusted_rows_than_there_is_room_for_take_turns(
