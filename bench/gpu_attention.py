@@ -1,7 +1,7 @@
 """Attention over the paged cache against the copy bandwidth: `python -m bench.gpu_attention`.
 
-Llama-3-8B's heads, bf16, several layers' caches in turn so that none is found in the second-level
-cache. Prints gigabytes of keys and values a second, merging included.
+Llama-3-8B's heads, bf16 (with `--fp8` a cache of 8 bits), several layers' caches in turn so that
+none is found in the second-level cache. Prints gigabytes of keys and values a second, merging included.
 """
 
 import argparse
@@ -29,7 +29,13 @@ CHUNK_LENS = (256, 512)
 TILES = (16, 32)
 
 
-def measure(shape: tuple[int, int, int], block_size: int, chunk_len: int, block_m: int) -> float:
+def measure(
+    shape: tuple[int, int, int],
+    block_size: int,
+    chunk_len: int,
+    block_m: int,
+    cache_dtype: torch.dtype,
+) -> float:
     """Gigabytes of context a second."""
     count, rows, tokens = shape
     each = -(-(tokens + rows) // block_size)
@@ -38,7 +44,7 @@ def measure(shape: tuple[int, int, int], block_size: int, chunk_len: int, block_
         torch.randn(
             2, count * each, LAYOUT.num_kv_heads, block_size, LAYOUT.head_dim, device=device
         )
-        .bfloat16()
+        .to(cache_dtype)
         .unbind()
         for _ in range(NUM_LAYERS)
     ]
@@ -66,20 +72,24 @@ def measure(shape: tuple[int, int, int], block_size: int, chunk_len: int, block_
             )
 
     milliseconds = statistics.median(device_ms(graph_of(run).replay, 15))
-    num_bytes = NUM_LAYERS * count * (tokens + rows) * 4 * LAYOUT.num_kv_heads * LAYOUT.head_dim
-    return num_bytes / milliseconds / 1e6
+    numbers = NUM_LAYERS * count * (tokens + rows) * 2 * LAYOUT.num_kv_heads * LAYOUT.head_dim
+    return numbers * cache_dtype.itemsize / milliseconds / 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one line a shape, and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fp8", action="store_true", help="keys and values in float8 e4m3")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
+    cache_dtype = torch.float8_e4m3fn if options.fp8 else torch.bfloat16
     bandwidth = copy_bandwidth(torch.device("cuda")) / 1e9
     lines = []
     for shape in SHAPES:
         found = {
-            f"block {size} chunk {chunk} tile {tile}": measure(shape, size, chunk, tile)
+            f"block {size} chunk {chunk} tile {tile}": measure(
+                shape, size, chunk, tile, cache_dtype
+            )
             for size, chunk, tile in itertools.product(BLOCK_SIZES, CHUNK_LENS, TILES)
         }
         lines.append({"shape": shape, "gb_s": found, "copy_gb_s": bandwidth})
