@@ -1,7 +1,8 @@
 """Attention over the paged cache against the copy bandwidth: `python -m bench.gpu_attention`.
 
 Llama-3-8B's heads, bf16 (with `--fp8` a cache of 8 bits), several layers' caches in turn so that
-none is found in the second-level cache. Prints gigabytes of keys and values a second, merging included.
+none is found in the second-level cache. Prints gigabytes of keys and values a second, merging
+included.
 """
 
 import argparse
