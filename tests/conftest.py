@@ -29,6 +29,12 @@ ConnectBus = Callable[..., Awaitable[Bus]]
 
 
 @pytest.fixture(scope="session")
+def device() -> str:
+    """Where kernels run: on the GPU in `make test-gpu`, else in Triton's interpreter on the CPU."""
+    return "cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"
+
+
+@pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that do not hurt it."""
     server = Server(tmp_path_factory.mktemp("valkey")).start()

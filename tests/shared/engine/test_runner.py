@@ -1,32 +1,28 @@
 """Passes over the paged cache, however a sequence is cut and wherever its blocks lie."""
 
-import random
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from shared.engine.runner import ModelRunner
 from shared.engine.spans import Span
 from tests.checkpoints import CONFIGS, MAX_LEN, expected_logits, random_tokens, save_checkpoint
+from tests.shared.engine.passes import (
+    assert_close,
+    block_tables,
+    check_fork,
+    check_pieces,
+    check_ragged,
+)
 
+ATOL = 1e-5
 BLOCK_SIZES = [1, 5, 16]
 KINDS = ["llama-llama3-tied", "mistral-sliding", "qwen2-half-sliding", "qwen3"]
 
 
-def close(logits: Tensor, expected: Tensor) -> None:
-    """Fail unless equal up to rounding."""
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-
-
-def shuffled_tables(num_tables: int, block_size: int) -> Iterator[list[int]]:
-    """Disjoint block tables of a full context each, in no order."""
-    num_blocks = -(-MAX_LEN // block_size)
-    ids = list(range(num_tables * num_blocks))
-    random.Random(5).shuffle(ids)
-    return (ids[table::num_tables] for table in range(num_tables))
+close = functools.partial(assert_close, atol=ATOL)
 
 
 def load(directory: Path, block_size: int, *, num_tables: int = 1) -> ModelRunner:
@@ -43,14 +39,7 @@ def test_chunks_decodes_and_verify_rows_equal_one_pass(
     """A sequence computed in pieces of any size gives the logits of one pass, to the last token."""
     model = save_checkpoint(tmp_path, CONFIGS[name])
     runner = load(tmp_path, block_size)
-    (table,) = shuffled_tables(1, block_size)
-    token_ids = random_tokens(MAX_LEN)
-    rows, start = [], 0
-    for num_rows in (17, 1, 5, 30, 1, 1, 9, 64):
-        tokens = token_ids[start : start + num_rows]
-        rows.append(runner.run([Span(tokens, start, table, num_rows)]))
-        start += num_rows
-    close(torch.cat(rows), expected_logits(model, token_ids))
+    check_pieces((runner, model, ATOL), (17, 1, 5, 30, 1, 1, 9, 64), block_size)
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
@@ -64,17 +53,8 @@ def test_a_ragged_pass_equals_its_sequences_alone(
     num_rows = [33, 1, 5, 5, 1, 1, 20, 1, 1]
     num_logits = [1, 1, 5, 5, 1, 1, 0, 1, 1]
     runner = load(tmp_path, block_size, num_tables=len(starts))
-    prefixes, spans, expected = [], [], []
-    tables = shuffled_tables(len(starts), block_size)
-    for index, (start, rows, logits) in enumerate(zip(starts, num_rows, num_logits, strict=True)):
-        token_ids = random_tokens(start + rows, seed=index)
-        table = next(tables)
-        if start:
-            prefixes.append(Span(token_ids[:start], 0, table, 0))
-        spans.append(Span(token_ids[start:], start, table, logits))
-        expected.append(expected_logits(model, token_ids)[len(token_ids) - logits :])
-    assert runner.run(prefixes).shape == (0, len(expected[0][0]))
-    close(runner.run(spans), torch.cat(expected))
+    shapes = list(zip(starts, num_rows, num_logits, strict=True))
+    check_ragged((runner, model, ATOL), shapes, block_size)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +67,7 @@ def test_an_even_batch_equals_its_sequences_alone(
     model = save_checkpoint(tmp_path, CONFIGS["llama"])
     runner = load(tmp_path, 16, num_tables=num_sequences)
     spans, expected = [], []
-    for index, table in enumerate(shuffled_tables(num_sequences, 16)):
+    for index, table in enumerate(block_tables(num_sequences, 16)):
         token_ids = random_tokens(40 + index + num_rows, seed=index)
         runner.run([Span(token_ids[:-num_rows], 0, table, 0)])
         spans.append(Span(token_ids[-num_rows:], 40 + index, table, num_rows))
@@ -111,7 +91,7 @@ def test_rejected_tokens_leave_no_trace(tmp_path: Path) -> None:
     """What a verify round wrote and did not confirm is overwritten by what was right."""
     model = save_checkpoint(tmp_path, CONFIGS["qwen3"])
     runner = load(tmp_path, 16)
-    (table,) = shuffled_tables(1, 16)
+    (table,) = block_tables(1, 16)
     token_ids = random_tokens(40)
     wrong = [(token_id + 1) % 97 for token_id in token_ids[20:30]]
     runner.run([Span(token_ids[:20], 0, table, 0)])
@@ -123,15 +103,7 @@ def test_rejected_tokens_leave_no_trace(tmp_path: Path) -> None:
 def test_a_fork_goes_its_own_way(tmp_path: Path) -> None:
     """A branch shares full blocks, copies the partial one, and disturbs nobody."""
     model = save_checkpoint(tmp_path, CONFIGS["llama"])
-    runner = load(tmp_path, 16)
-    trunk = random_tokens(30, seed=1)
-    left, right = random_tokens(4, seed=2), random_tokens(4, seed=3)
-    runner.run([Span(trunk, 0, [4, 2, 1], 0)])
-    runner.copy_blocks([(2, 7)])
-    runner.copy_blocks([])
-    logits = runner.run([Span(left, 30, [4, 2, 1], 4), Span(right, 30, [4, 7, 3], 4)])
-    expected = [expected_logits(model, trunk + branch)[30:] for branch in (left, right)]
-    close(logits, torch.cat(expected))
+    check_fork((load(tmp_path, 16), model, ATOL))
 
 
 def test_sequences_may_share_a_prefix(tmp_path: Path) -> None:

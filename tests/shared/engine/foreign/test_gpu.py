@@ -1,13 +1,12 @@
 """transformers' modules with the kernels of a GPU, against transformers alone."""
 
 import dataclasses
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shared.common.errors import ConfigError
 from shared.engine.foreign.gpu import foreign_gpu_runner
@@ -15,11 +14,16 @@ from shared.engine.foreign.loading import foreign_config, read_model
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.requirements import HEAD_DIMS
 from shared.engine.gpu.runner import GpuRunner
-from shared.engine.spans import Span
-from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
+from tests.checkpoints import MAX_LEN, save_checkpoint
 from tests.shared.engine.foreign.architectures import foreign
+from tests.shared.engine.passes import (
+    BLOCK_SIZE,
+    check_fork,
+    check_mixed,
+    no_progress,
+)
 
-BLOCK_SIZE = 16
+ATOL = 2e-4
 LIMITS = GpuLimits(
     num_blocks=3 * MAX_LEN // BLOCK_SIZE,
     block_size=BLOCK_SIZE,
@@ -35,18 +39,7 @@ KINDS = ["gemma2", "gpt2", "deepseek_v3"]
 def load(directory: Path, device: str, limits: GpuLimits = LIMITS) -> GpuRunner:
     model: Any = read_model(directory, torch.float32).to(device)
     config = foreign_config(model, directory, HEAD_DIMS)
-    return foreign_gpu_runner(config, model, limits, lambda _event, _done, _total: None)
-
-
-def close(logits: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(logits.cpu(), expected, atol=2e-4, rtol=0)
-
-
-def tables(num_tables: int) -> list[list[int]]:
-    """Disjoint block tables of a full context each, in no order."""
-    ids = list(range(num_tables * MAX_LEN // BLOCK_SIZE))
-    random.Random(5).shuffle(ids)
-    return [ids[table::num_tables] for table in range(num_tables)]
+    return foreign_gpu_runner(config, model, limits, no_progress)
 
 
 def saved(directory: Path, model_type: str) -> nn.Module:
@@ -61,34 +54,13 @@ def test_pieces_and_mixed_rounds_give_each_sequence_its_own_logits(
 ) -> None:
     """Prefill in two chunks, then decodes and verify rows beside another sequence's prefill."""
     model = saved(tmp_path, model_type)
-    runner = load(tmp_path, device)
-    first, second, third = tables(3)
-    one, two, three = (random_tokens(60, seed=seed) for seed in range(3))
-    whole = runner.run([Span(one[:40], 0, first, 40)]).clone()
-    close(whole, expected_logits(model, one[:40]))
-    runner.run([Span(two[:20], 0, second, 0), Span(three[:33], 0, third, 0)])
-    mixed = runner.run(
-        [
-            Span(one[40:60], 40, first, 0),
-            Span(two[20:21], 20, second, 1),
-            Span(three[33:38], 33, third, 5),
-        ]
-    )
-    expected = [expected_logits(model, two[:21])[20:], expected_logits(model, three[:38])[33:]]
-    close(mixed, torch.cat(expected))
+    check_mixed((load(tmp_path, device), model, ATOL))
 
 
 def test_a_copied_block_goes_its_own_way(tmp_path: Path, device: str) -> None:
     """A fork: the same beginning in another block, then other tokens."""
     model = saved(tmp_path, "gemma2")
-    runner = load(tmp_path, device)
-    tokens = random_tokens(24)
-    runner.run([Span(tokens[:10], 0, [0, 1], 0)])
-    runner.copy_blocks([(0, 5)])
-    runner.run([Span(tokens[10:], 10, [0, 1], 1)])
-    other = [*tokens[:10], *random_tokens(6, seed=9)]
-    forked = runner.run([Span(other[10:], 10, [5, 6], 6)])
-    close(forked, expected_logits(model, other)[10:])
+    check_fork((load(tmp_path, device), model, ATOL))
 
 
 def test_rounds_may_be_smaller_than_the_proof(tmp_path: Path, device: str) -> None:

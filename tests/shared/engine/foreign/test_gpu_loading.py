@@ -16,6 +16,7 @@ from shared.engine.spans import Span
 from tests.checkpoints import expected_logits, random_tokens, save_checkpoint
 from tests.settings import GPU_SETTINGS
 from tests.shared.engine.foreign.architectures import foreign
+from tests.shared.engine.passes import no_progress
 
 LAYER = LayerAttention(8, 2, 80, 80, 0.1, None, None)
 CONFIG = ForeignConfig("x", (LAYER,) * 4, 96, 1_000, max_model_len=512, eos_token_ids=())
@@ -66,7 +67,7 @@ def test_settings_that_cannot_be_had_are_refused(
     """Before anything is read."""
     settings = dataclasses.replace(GPU_SETTINGS, **changes)  # type: ignore[arg-type]  # one of several
     with pytest.raises(ConfigError, match=message):
-        load_foreign_on_gpu(tmp_path, settings, lambda _event, _done, _total: None)
+        load_foreign_on_gpu(tmp_path, settings, no_progress)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_heads_that_the_kernels_cannot_read_are_refused(
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "olmo2"} | values))
     with pytest.raises(ConfigError) as error:
-        load_foreign_on_gpu(tmp_path, GPU_SETTINGS, lambda _event, _done, _total: None)
+        load_foreign_on_gpu(tmp_path, GPU_SETTINGS, no_progress)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
 
@@ -100,9 +101,7 @@ def test_heads_that_the_kernels_cannot_read_are_refused(
 def test_a_model_is_loaded_and_captured(model_type: str, tmp_path: Path) -> None:
     """From a directory to the logits of transformers, decodes in graphs where it allows them."""
     model = save_checkpoint(tmp_path, foreign(model_type))
-    config, runner, _, num_blocks = load_foreign_on_gpu(
-        tmp_path, GPU_SETTINGS, lambda _event, _done, _total: None
-    )
+    config, runner, _, num_blocks = load_foreign_on_gpu(tmp_path, GPU_SETTINGS, no_progress)
     assert (config.head_dim, num_blocks) == (32, 64)
     tokens = random_tokens(40)
     runner.run([Span(tokens[:30], 0, [5, 3, 9], 0)])
@@ -119,4 +118,4 @@ def test_more_cache_than_fits_is_refused_with_the_plan(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--kv-cache-tokens asks for a cache of 10+ tokens: must be"
     ):
-        load_foreign_on_gpu(tmp_path, settings, lambda _event, _done, _total: None)
+        load_foreign_on_gpu(tmp_path, settings, no_progress)

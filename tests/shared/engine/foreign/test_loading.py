@@ -1,13 +1,12 @@
 """Models that transformers computes over our cache, against transformers alone."""
 
 import copy
+import functools
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from shared.common.errors import ConfigError
 from shared.engine.foreign.config import ForeignConfig
@@ -16,20 +15,19 @@ from shared.engine.runner import ModelRunner
 from shared.engine.spans import Span
 from tests.checkpoints import CONFIGS, MAX_LEN, expected_logits, random_tokens, save_checkpoint
 from tests.shared.engine.foreign.architectures import OPTIONS, foreign
+from tests.shared.engine.passes import (
+    BLOCK_SIZE,
+    assert_close,
+    check_fork,
+    check_pieces,
+    check_ragged,
+)
 
-BLOCK_SIZE = 16
+ATOL = 1e-5
 NUM_TABLES = 5
 
 
-def close(logits: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-
-
-def tables() -> list[list[int]]:
-    """Disjoint block tables of a full context each, in no order."""
-    ids = list(range(NUM_TABLES * MAX_LEN // BLOCK_SIZE))
-    random.Random(5).shuffle(ids)
-    return [ids[table::NUM_TABLES] for table in range(NUM_TABLES)]
+close = functools.partial(assert_close, atol=ATOL)
 
 
 def load(directory: Path) -> tuple[ForeignConfig, ModelRunner]:
@@ -42,14 +40,7 @@ def test_pieces_of_any_size_equal_one_pass(model_type: str, tmp_path: Path) -> N
     """Chunks, decodes and verify rows give transformers' own logits, to the last token."""
     model = save_checkpoint(tmp_path, foreign(model_type))
     _, runner = load(tmp_path)
-    table, *_ = tables()
-    token_ids = random_tokens(MAX_LEN)
-    rows, start = [], 0
-    for num_rows in (17, 1, 5, 30, 1, 1, 9, 64):
-        tokens = token_ids[start : start + num_rows]
-        rows.append(runner.run([Span(tokens, start, table, num_rows)]))
-        start += num_rows
-    close(torch.cat(rows), expected_logits(model, token_ids))
+    check_pieces((runner, model, ATOL), (17, 1, 5, 30, 1, 1, 9, 64))
 
 
 @pytest.mark.parametrize("model_type", OPTIONS)
@@ -57,17 +48,8 @@ def test_a_ragged_pass_equals_its_sequences_alone(model_type: str, tmp_path: Pat
     """Prefill chunks, decodes and verify rows of many sequences share a pass and do not mix."""
     model = save_checkpoint(tmp_path, foreign(model_type))
     _, runner = load(tmp_path)
-    prefixes, spans, expected = [], [], []
     shapes = [(0, 33, 1), (40, 1, 1), (100, 5, 5), (64, 20, 0), (127, 1, 1)]
-    for index, (start, num_rows, num_logits) in enumerate(shapes):
-        token_ids = random_tokens(start + num_rows, seed=index)
-        table = tables()[index]
-        if start:
-            prefixes.append(Span(token_ids[:start], 0, table, 0))
-        spans.append(Span(token_ids[start:], start, table, num_logits))
-        expected.append(expected_logits(model, token_ids)[len(token_ids) - num_logits :])
-    assert runner.run(prefixes).shape == (0, len(expected[0][0]))
-    close(runner.run(spans), torch.cat(expected))
+    check_ragged((runner, model, ATOL), shapes)
 
 
 def test_a_llama_has_the_logits_of_our_own_decoder(tmp_path: Path) -> None:
@@ -85,12 +67,7 @@ def test_a_fork_goes_its_own_way(tmp_path: Path) -> None:
     """A branch shares full blocks, copies the partial one, and disturbs nobody."""
     model = save_checkpoint(tmp_path, foreign("gemma2"))
     _, runner = load(tmp_path)
-    trunk = random_tokens(30, seed=1)
-    left, right = random_tokens(4, seed=2), random_tokens(4, seed=3)
-    runner.run([Span(trunk, 0, [4, 2, 1], 0)])
-    runner.copy_blocks([(2, 7)])
-    logits = runner.run([Span(left, 30, [4, 2, 1], 4), Span(right, 30, [4, 7, 3], 4)])
-    close(logits, torch.cat([expected_logits(model, trunk + one)[30:] for one in (left, right)]))
+    check_fork((runner, model, ATOL))
 
 
 def test_16_bit_weights_are_computed_in_float32(tmp_path: Path) -> None:
