@@ -1,5 +1,6 @@
 """A cache of 8 bits: what every row sees is what the cache keeps, however a sequence is cut."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
-from tests.shared.engine.gpu.test_runner import BLOCK_SIZE, LIMITS, on_gpus, tables
+from tests.shared.engine.gpu.runners import LIMITS, ROWS_OF_NOBODY, load, on_gpus
+from tests.shared.engine.passes import BLOCK_SIZE, assert_close, block_tables
 
-# Rows of a tile that are none hold whatever memory holds; numpy warns of it in the interpreter.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = ROWS_OF_NOBODY
 
 ROUNDED = "outrider_fp8_cache"
 FIXED = GpuLimits(24, BLOCK_SIZE, max_rows=64, max_sequences=4, max_model_len=MAX_LEN, fixed_rows=8)
@@ -41,15 +42,8 @@ AttentionInterface.register(ROUNDED, _attend_to_rounded)
 AttentionMaskInterface.register(ROUNDED, eager_mask)
 
 
-def load(directory: Path, device: str, limits: GpuLimits = LIMITS) -> GpuRunner:
-    return GpuRunner.load(
-        directory,
-        limits,
-        device=torch.device(device),
-        dtype=torch.float32,
-        cache_dtype=FP8,
-        progress=lambda _event, _done, _total: None,
-    )
+def load_fp8(directory: Path, device: str, limits: GpuLimits = LIMITS) -> GpuRunner:
+    return load(directory, device, limits, cache_dtype=FP8)
 
 
 def rounded_logits(model: nn.Module, token_ids: list[int]) -> Tensor:
@@ -59,8 +53,7 @@ def rounded_logits(model: nn.Module, token_ids: list[int]) -> Tensor:
     return expected_logits(model, token_ids)
 
 
-def close(logits: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(logits.cpu(), expected, atol=TOLERANCE, rtol=0)
+close = functools.partial(assert_close, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["llama-llama3-tied", "qwen2-half-sliding"])
@@ -69,8 +62,8 @@ def test_prefill_decodes_and_verify_rows_see_rounded_keys(
 ) -> None:
     """Those of their own pass too: a sequence in pieces is transformers' with rounded ones."""
     model = save_checkpoint(tmp_path, on_gpus(name))
-    runner = load(tmp_path, device)
-    (table,) = tables(1)
+    runner = load_fp8(tmp_path, device)
+    (table,) = block_tables(1)
     token_ids = random_tokens(40)
     rows, start = [], 0
     for num_rows in (19, 1, 5, 15):
@@ -87,10 +80,10 @@ def test_prefill_decodes_and_verify_rows_see_rounded_keys(
 def test_a_verified_row_is_the_row_decoded_to_the_bit(tmp_path: Path, device: str) -> None:
     """With passes of one size: prefilled at once, verified, decoded one by one, in company."""
     save_checkpoint(tmp_path, on_gpus("llama"))
-    first, second, third = tables(3)
+    first, second, third = block_tables(3)
     tokens = random_tokens(8)
-    whole = load(tmp_path, device, FIXED).run([Span(tokens, 0, first, 8)]).clone()
-    runner = load(tmp_path, device, FIXED)
+    whole = load_fp8(tmp_path, device, FIXED).run([Span(tokens, 0, first, 8)]).clone()
+    runner = load_fp8(tmp_path, device, FIXED)
     runner.run([Span(tokens[:3], 0, first, 0), Span(tokens[:5], 0, second, 0)])
     verified = runner.run([Span([5], 5, second, 1), Span(tokens[3:], 3, first, 5)]).clone()
     assert torch.equal(verified[1:], whole[3:])
@@ -103,7 +96,7 @@ def test_a_verified_row_is_the_row_decoded_to_the_bit(tmp_path: Path, device: st
 def test_a_copied_block_goes_its_own_way(tmp_path: Path, device: str) -> None:
     """A fork in 8 bits: the same beginning in another block, then other tokens."""
     model = save_checkpoint(tmp_path, on_gpus("llama"))
-    runner = load(tmp_path, device)
+    runner = load_fp8(tmp_path, device)
     tokens = random_tokens(14)
     runner.run([Span(tokens[:10], 0, [0], 0)])
     runner.copy_blocks([(0, 5)])

@@ -1,18 +1,16 @@
 """Passes on a GPU's path against transformers, however a sequence is cut and batched."""
 
-import copy
 import functools
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedConfig
 
 from kernels.gpu.attention_work import max_items
 from shared.engine.gpu.limits import GpuLimits
-from shared.engine.gpu.runner import GpuRunner
 from shared.engine.spans import Span
-from tests.checkpoints import CONFIGS, MAX_LEN, expected_logits, random_tokens, save_checkpoint
+from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
+from tests.shared.engine.gpu.runners import ROWS_OF_NOBODY, load, on_gpus
 from tests.shared.engine.passes import (
     BLOCK_SIZE,
     assert_close,
@@ -20,42 +18,12 @@ from tests.shared.engine.passes import (
     check_fork,
     check_mixed,
     check_pieces,
-    no_progress,
 )
 
-# Rows of a tile that are none hold whatever memory holds; numpy warns of it in the interpreter.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning:triton.runtime.interpreter",
-    "ignore:overflow encountered in reduce:RuntimeWarning",  # the same, from inside numpy
-)
+pytestmark = ROWS_OF_NOBODY
 
 ATOL = 2e-4
-LIMITS = GpuLimits(
-    num_blocks=3 * MAX_LEN // BLOCK_SIZE,
-    block_size=BLOCK_SIZE,
-    max_rows=192,
-    max_sequences=4,
-    max_model_len=MAX_LEN,
-    max_graph_rows=16,
-)
 KINDS = ["llama-llama3-tied", "llama-yarn-biased", "mistral-sliding", "qwen2-half-sliding", "qwen3"]
-
-
-def on_gpus(name: str) -> PreTrainedConfig:
-    """One of CONFIGS with heads of a size that the kernels take."""
-    config = copy.deepcopy(CONFIGS[name])
-    config.head_dim = 32
-    return config
-
-
-def load(directory: Path, device: str, limits: GpuLimits = LIMITS) -> GpuRunner:
-    return GpuRunner.load(
-        directory,
-        limits,
-        device=torch.device(device),
-        dtype=torch.float32,
-        progress=no_progress,
-    )
 
 
 close = functools.partial(assert_close, atol=ATOL)

@@ -21,10 +21,9 @@ from shared.engine.settings import ModelSettings
 from shared.engine.spans import Span
 from shared.protocol.sampling import SamplingParams
 from tests.checkpoints import MAX_LEN, random_tokens, save_checkpoint
-from tests.shared.engine.gpu.test_runner import LIMITS, load, on_gpus
+from tests.shared.engine.gpu.runners import LIMITS, ROWS_OF_NOBODY, load, on_gpus
 
-# Rows of a tile that are none hold whatever memory holds; numpy warns of it in the interpreter.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = ROWS_OF_NOBODY
 
 MODEL = Path(__file__).parents[4] / "models" / "storyteller"
 BLOCK_SIZE, NUM_SEQUENCES, MAX_ROWS, CONTEXT = 16, 8, 128, 320
