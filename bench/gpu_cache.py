@@ -51,15 +51,15 @@ class Variant:
 
 VARIANTS = (
     Variant("float32", torch.float32, torch.float32),
-    Variant("float32, fp8 cache", torch.float32, FP8),
+    Variant("float32 with fp8 cache", torch.float32, FP8),
     Variant("bf16", torch.bfloat16, torch.bfloat16),
-    Variant("bf16, fp8 cache", torch.bfloat16, FP8),
+    Variant("bf16 with fp8 cache", torch.bfloat16, FP8),
 )
 PAIRS = (
     ("float32", "bf16"),
-    ("float32", "bf16, fp8 cache"),
-    ("float32", "float32, fp8 cache"),
-    ("bf16", "bf16, fp8 cache"),
+    ("float32", "bf16 with fp8 cache"),
+    ("float32", "float32 with fp8 cache"),
+    ("bf16", "bf16 with fp8 cache"),
 )
 
 

@@ -87,7 +87,7 @@ def cache_section(found: dict[str, Any]) -> str:
                 )
             )
     nats = "; ".join(
-        f"{kind}: " + ", ".join(f"{name} {value:.4f}" for name, value in text["nats"].items())
+        f"{kind}: " + ", ".join(f"{value:.4f} {name}" for name, value in text["nats"].items())
         for kind, text in found["texts"].items()
     )
     sizes = found["largest"]["float32"]
