@@ -47,15 +47,16 @@ class Request:
 class Company:
     """A model that decodes whoever is there, in rounds."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache_dtype: torch.dtype) -> None:
         limits = GpuLimits(
             NUM_BLOCKS, BLOCK_SIZE, max_rows=256, max_sequences=MAX_SEQUENCES, max_model_len=1_024,
             fixed_rows=128,
         )  # fmt: skip
         device = torch.device("cuda")
         self.runner = GpuRunner.load(
-            MODEL, limits, device=device, dtype=torch.bfloat16, progress=lambda *_: None
-        )
+            MODEL, limits, device=device, dtype=torch.bfloat16, cache_dtype=cache_dtype,
+            progress=lambda *_: None,
+        )  # fmt: skip
         vocab_size = self.runner.config.vocab_size
         self.sampler = GpuSampler(max_rows=256, vocab_size=vocab_size, device=device)
         self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
@@ -104,9 +105,10 @@ def make_requests() -> list[Request]:
 
 
 @pytest.mark.gpu
-def test_a_requests_tokens_do_not_depend_on_its_company() -> None:
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_requests_tokens_do_not_depend_on_its_company(cache_dtype: torch.dtype) -> None:
     """240 requests: each alone and undisturbed, then in random company, guessed for and broken."""
-    company = Company()
+    company = Company(cache_dtype)
     expected = []
     for request in make_requests():
         while len(request.output) < NUM_TOKENS:
