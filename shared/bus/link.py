@@ -11,7 +11,6 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
 
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
@@ -45,7 +44,10 @@ class Link:
         try:
             async with asyncio.timeout(timeout_s):
                 await connection.send_packed_command(payload, check_health=False)
-                return [await self._read() for _ in range(num_replies)]
+                # A pipeline's replies come together. The connection's own read_response would wrap
+                # each of them in a timeout and in decoding that nobody here wants.
+                parser: Any = connection._parser  # noqa: SLF001 -- no public way to its replies
+                return [await parser.read_response() for _ in range(num_replies)]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -53,9 +55,3 @@ class Link:
     async def close(self) -> None:
         """Close the connection. The next exchange opens a new one."""
         await self._connection.disconnect()
-
-    async def _read(self) -> Reply:
-        try:
-            return await self._connection.read_response()
-        except ResponseError as error:
-            return error

@@ -6,6 +6,7 @@ the round, mail included.
 
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import chain
 
 import msgspec
 import structlog
@@ -166,8 +167,7 @@ class SessionLog:
         for record in append.records:
             fields = to_fields(record)
             command.append(2 * len(fields))
-            for field in fields.items():
-                command += field
+            command += chain.from_iterable(fields.items())
         return tuple(command)
 
 

@@ -98,8 +98,14 @@ def to_fields(record: Record) -> dict[str, str]:
     """The record as flat stream fields, version first."""
     match record:
         case Tokens(choice, offset, token_ids, text):
-            rest = {"off": str(offset), "ids": ",".join(map(str, token_ids)), "text": text}
-            return {"v": _VERSION, "ev": "tokens", "choice": str(choice), **rest}
+            return {
+                "v": _VERSION,
+                "ev": "tokens",
+                "choice": str(choice),
+                "off": str(offset),
+                "ids": ",".join(map(str, token_ids)),
+                "text": text,
+            }
         case Finished(choice, text, reason):
             return {
                 "v": _VERSION,

@@ -27,13 +27,17 @@ local function read_records(args)
   return records
 end
 
--- What the log holds of each choice: {len, was, is_finished, last} by number.
-local function read_choices(job, num_choices)
-  local choices = {}
-  for choice = 0, num_choices - 1 do
+local function choice_of(len, is_finished, last)
+  len = tonumber(len) or 0
+  return { len = len, was = len, is_finished = is_finished == '1', last = last }
+end
+
+-- What the log holds of each choice: {len, was, is_finished, last} by number. The first one has been read.
+local function read_choices(job, num_choices, first)
+  local choices = { [0] = first }
+  for choice = 1, num_choices - 1 do
     local own = redis.call('HMGET', job, 'len:' .. choice, 'fin:' .. choice, 'last:' .. choice)
-    local len = tonumber(own[1]) or 0
-    choices[choice] = { len = len, was = len, is_finished = own[2] == '1', last = own[3] }
+    choices[choice] = choice_of(unpack(own))
   end
   return choices
 end
@@ -105,8 +109,9 @@ end
 -- and the cancel flag. All records or none. With a terminal record the job ends in the same step.
 local function commit(keys, args)
   local job, log = keys[1], keys[2]
-  local state, epoch, cancel, last, num_choices, gateways, stream, entry = unpack(redis.call('HMGET', job,
-    'state', 'epoch', 'cancel', 'last', 'choices', 'follow', 'stream', 'entry'))
+  local state, epoch, cancel, last, num_choices, gateways, stream, entry, len, is_finished, last_of_first =
+    unpack(redis.call('HMGET', job, 'state', 'epoch', 'cancel', 'last', 'choices', 'follow', 'stream', 'entry',
+      'len:0', 'fin:0', 'last:0'))
   cancel = cancel == '1' and '1' or '0'
   if not state then
     return { 'gone', cancel }
@@ -115,7 +120,8 @@ local function commit(keys, args)
     return { 'fenced', cancel }
   end
   local digest = redis.sha1hex(table.concat(args, '\0', 3))
-  local records, choices = read_records(args), read_choices(job, tonumber(num_choices))
+  local first = choice_of(len, is_finished, last_of_first)
+  local records, choices = read_records(args), read_choices(job, tonumber(num_choices), first)
   if last == digest or is_repeat(records, choices, digest) then
     return { 'ok', cancel }
   end
