@@ -119,3 +119,32 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out:
     _rms_norm_kernel[(num_rows,)](
         x, residual, weight, out, eps, dim=dim, num_warps=num_warps_of(dim), num_stages=1
     )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _row_squares_kernel(
+    x_ptr: tl.tensor,  # [T, H]
+    out_ptr: tl.tensor,  # [T] float32
+    dim: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, triton.next_power_of_2(dim))
+    x = tl.load(x_ptr + row * dim + columns, mask=columns < dim, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row, tl.sum(x * x, axis=0))
+
+
+def row_squares(x: Tensor) -> Tensor:
+    """Sums of the squares of rows.
+
+    Args:
+        x: [T, H] bf16, float16 or float32, contiguous; H at most MAX_DIM.
+
+    Returns:
+        [T, 1] float32.
+    """
+    num_rows, dim = x.shape
+    assert dim <= MAX_DIM
+    assert x.is_contiguous()
+    out = torch.empty(num_rows, 1, dtype=torch.float32, device=x.device)
+    _row_squares_kernel[(num_rows,)](x, out, dim=dim, num_warps=num_warps_of(dim), num_stages=1)
+    return out

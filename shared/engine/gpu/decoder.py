@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from kernels.gpu.attention_work import AttentionWork, plan_attention_work
-from kernels.gpu.rms_norm import add_rms_norm, rms_norm
+from kernels.gpu.rms_norm import add_rms_norm, rms_norm, row_squares
 from kernels.gpu.rotary_kv_write import rotary_kv_write
 from kernels.gpu.silu_mul import silu_mul
-from kernels.gpu.skinny_linear import is_faster, skinny_linear
+from kernels.gpu.skinny_gate import skinny_gate
+from kernels.gpu.skinny_linear import MAX_ROWS, num_parts_of, skinny_linear
 from kernels.gpu.verify_attention import verify_attention
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.round_buffers import RoundBuffers
-from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights
+from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights, folds_norms
 from shared.engine.rope import rope_table
 
 
@@ -79,57 +80,79 @@ class GpuDecoder(GpuLayers):
         out: Tensor | None = None,
     ) -> Tensor:
         """See GpuLayers."""
-        weights, eps = self._weights, self._config.rms_norm_eps
+        lm_head = self._weights.lm_head
         plan_attention_work(buffers.attention, work)
-        residual = F.embedding(buffers.token_ids[:num_rows], weights.embedding)
-        normed = torch.empty_like(residual)
-        rms_norm(residual, weights.layers[0].attention_norm, eps, normed)
+        residual = F.embedding(buffers.token_ids[:num_rows], self._weights.embedding)
+        if num_rows <= MAX_ROWS and folds_norms(self.dtype):
+            normed = self._few_rows(residual, buffers, work)
+            normed = normed if logit_rows is None else normed[logit_rows]
+            return skinny_linear(normed, lm_head, out=out)
+        normed = self._many_rows(residual, buffers, work, logit_rows)
+        if out is None:
+            return F.linear(normed, lm_head)
+        return torch.mm(normed, lm_head.t(), out=out)
+
+    def _few_rows(self, residual: Tensor, buffers: RoundBuffers, work: AttentionWork) -> Tensor:
+        """All layers, with norms and gates inside the products; rows ready for the head."""
+        weights, eps = self._weights, self._config.rms_norm_eps
+        squares = row_squares(residual)
+        num_parts = num_parts_of(residual.shape[1])
+        others = squares.new_empty(len(residual), num_parts)
+        for index, layer in enumerate(weights.layers):
+            qkv = skinny_linear(residual, layer.qkv, bias=layer.qkv_bias, squares=squares, eps=eps)
+            squares = others
+            mixed = self._attention(index, layer, qkv, buffers, work)
+            skinny_linear(
+                mixed, layer.output, bias=layer.output_bias,
+                residual=residual, out=residual, squares_out=squares,
+            )  # fmt: skip
+            inner = skinny_gate(
+                residual, layer.gate_up, bias=layer.gate_up_bias, squares=squares, eps=eps
+            )
+            skinny_linear(
+                inner, layer.down, bias=layer.down_bias,
+                residual=residual, out=residual, squares_out=squares,
+            )  # fmt: skip
+        return rms_norm(residual, weights.final_norm, eps)
+
+    def _many_rows(
+        self,
+        residual: Tensor,
+        buffers: RoundBuffers,
+        work: AttentionWork,
+        logit_rows: Tensor | None,
+    ) -> Tensor:
+        """All layers, op by op; the rows asked for, ready for the head."""
+        weights, eps = self._weights, self._config.rms_norm_eps
+        normed = rms_norm(residual, weights.layers[0].attention_norm, eps)
         last = len(weights.layers) - 1
         for index, layer in enumerate(weights.layers):
-            mixed = self._attention(index, layer, normed, buffers, work)
+            qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+            mixed = self._attention(index, layer, qkv, buffers, work)
             if index == last and logit_rows is not None:
                 residual, mixed = residual[logit_rows], mixed[logit_rows]
                 normed = torch.empty_like(residual)
-            self._add(mixed, layer.output, layer.output_bias, residual, layer.mlp_norm, normed)
-            gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
-            inner = silu_mul(gate_up)
+            mixed = F.linear(mixed, layer.output, layer.output_bias)
+            add_rms_norm(mixed, residual, layer.mlp_norm, eps, normed)
+            inner = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias))
             following = (
                 weights.final_norm if index == last else weights.layers[index + 1].attention_norm
             )
-            self._add(inner, layer.down, layer.down_bias, residual, following, normed)
-        if out is None:
-            return F.linear(normed, weights.lm_head)
-        return torch.mm(normed, weights.lm_head.t(), out=out)
-
-    def _add(  # noqa: PLR0917 -- one line of the formula
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor,
-        norm: Tensor,
-        normed: Tensor,
-    ) -> None:
-        """residual += x W^T + b, and normed = its norm: what ends each half of a layer."""
-        eps = self._config.rms_norm_eps
-        if is_faster(weight, len(x)):
-            skinny_linear(x, weight, bias=bias, residual=residual, out=residual)
-            rms_norm(residual, norm, eps, normed)
-        else:
-            add_rms_norm(F.linear(x, weight, bias), residual, norm, eps, normed)
+            inner = F.linear(inner, layer.down, layer.down_bias)
+            add_rms_norm(inner, residual, following, eps, normed)
+        return normed
 
     def _attention(
         self,
         index: int,
         layer: GpuLayerWeights,
-        normed: Tensor,
+        qkv: Tensor,
         buffers: RoundBuffers,
         work: AttentionWork,
     ) -> Tensor:
         """One layer's attention before its output projection: [T, heads x head_dim]."""
         config, layout = self._config, self._layout
-        num_rows = len(normed)
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+        num_rows = len(qkv)
         keys, values = self._cache.layers[index]
         rotary_kv_write(
             qkv,

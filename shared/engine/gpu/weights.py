@@ -22,13 +22,13 @@ Progress = Callable[[int, int], None]  # bytes on the device, of how many
 class GpuLayerWeights:
     """One decoder layer, all tensors of one dtype. Heads and pairs: see `HeadOrder`."""
 
-    attention_norm: Tensor  # [hidden]
+    attention_norm: Tensor  # [hidden]; ones where it is part of `qkv` (`folds_norms`)
     qkv: Tensor  # [(heads + 2 x key heads) x D, hidden]: queries, keys, values
     qkv_bias: Tensor | None  # [(heads + 2 x key heads) x D]
     qk_norm: Tensor | None  # [2, D]: of queries, of keys
     output: Tensor  # [hidden, heads x D]
     output_bias: Tensor | None  # [hidden]
-    mlp_norm: Tensor  # [hidden]
+    mlp_norm: Tensor  # [hidden]; as above, for `gate_up`
     gate_up: Tensor  # [2 x inner, hidden]
     gate_up_bias: Tensor | None  # [2 x inner]
     down: Tensor  # [hidden, inner]
@@ -87,7 +87,25 @@ def load_gpu_weights(
         places[name].fill(tensor)
         done += places[name].destination.nbytes
         progress(done, total)
+    if folds_norms(dtype):
+        for layer in weights.layers:
+            _fold(layer.attention_norm, layer.qkv)
+            _fold(layer.mlp_norm, layer.gate_up)
     return weights
+
+
+def folds_norms(dtype: torch.dtype) -> bool:
+    """Whether a norm's weight is multiplied into the matrix behind it, where it costs nothing.
+
+    In float16 a product of two small numbers may round to nothing.
+    """
+    return dtype != torch.float16
+
+
+def _fold(norm: Tensor, matrix: Tensor) -> None:
+    """Multiply the columns of a matrix where it is; of the norm's weight ones remain."""
+    matrix.mul_(norm)
+    norm.fill_(1.0)
 
 
 def allocate_gpu_weights(

@@ -10,6 +10,7 @@ from kernels.gpu.rms_norm import (
     num_warps_of,
     rms_norm,
     rms_norm_reference,
+    row_squares,
 )
 from tests.kernels.gpu.compiled import compile_for_sm90
 
@@ -98,6 +99,13 @@ def test_a_row_has_the_same_bits_in_any_batch(device: str) -> None:
         alone = x[row : row + 1].clone()
         assert torch.equal(rms_norm(alone, weight, EPS, alone)[0], together[row])
     assert together.isnan().any(dim=1).nonzero().tolist() == [[7]]
+
+
+@pytest.mark.parametrize("num_rows", [1, 63])
+def test_the_squares_of_a_row_are_added_up(num_rows: int, device: str) -> None:
+    """At a size that no program divides."""
+    x = torch.randn(num_rows, 1009, device=device)
+    torch.testing.assert_close(row_squares(x), x.square().sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("dim", [4096, 16_384])

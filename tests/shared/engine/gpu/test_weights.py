@@ -11,6 +11,7 @@ from kernels.linear import PackedLinear
 from kernels.rms_norm import RmsNorm, pack_rms_norm
 from shared.common.errors import ConfigError
 from shared.engine import weights as cpu
+from shared.engine.checkpoint import expected_shapes, stream_tensors
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.weights import GpuWeights, load_gpu_weights
 from tests.checkpoints import CONFIGS, save_checkpoint
@@ -30,9 +31,21 @@ def assert_same(weight: Tensor, bias: Tensor | None, packed: PackedLinear) -> No
     """A matrix and its bias, bit by bit; packed in float32."""
     assert packed.full is not None
     assert torch.equal(weight, packed.full.t())
+    assert_same_bias(bias, packed)
+
+
+def assert_same_bias(bias: Tensor | None, packed: PackedLinear) -> None:
+    """Or that there is none."""
     assert (bias is None) == (packed.bias is None)
     if bias is not None and packed.bias is not None:
         assert torch.equal(bias, packed.bias)
+
+
+def assert_folded(weight: Tensor, norm: Tensor, packed: PackedLinear, scale: Tensor) -> None:
+    """A matrix whose columns were multiplied with the norm before it, of which ones are left."""
+    assert packed.full is not None
+    assert torch.equal(weight, packed.full.t() * scale)
+    assert torch.equal(norm, torch.ones_like(norm))
 
 
 def assert_same_norm(weight: Tensor, packed: RmsNorm) -> None:
@@ -53,13 +66,17 @@ def test_every_number_is_where_the_cpu_has_it(
     assert_same(weights.lm_head, None, expected.lm_head)
     assert_same_norm(weights.final_norm, expected.final_norm)
     assert len(weights.layers) == config.num_layers
-    for layer, other in zip(weights.layers, expected.layers, strict=True):
-        assert_same(layer.qkv, layer.qkv_bias, other.qkv)
+    saved = dict(stream_tensors(tmp_path, expected_shapes(config)))
+    for index, (layer, other) in enumerate(zip(weights.layers, expected.layers, strict=True)):
         assert_same(layer.output, layer.output_bias, other.output)
-        assert_same(layer.gate_up, layer.gate_up_bias, other.gate_up)
         assert_same(layer.down, layer.down_bias, other.down)
-        assert_same_norm(layer.attention_norm, other.attention_norm)
-        assert_same_norm(layer.mlp_norm, other.mlp_norm)
+        for matrix, bias, packed, norm, which in (
+            (layer.qkv, layer.qkv_bias, other.qkv, layer.attention_norm, "input"),
+            (layer.gate_up, layer.gate_up_bias, other.gate_up, layer.mlp_norm, "post_attention"),
+        ):
+            scale = saved[f"model.layers.{index}.{which}_layernorm.weight"]
+            assert_folded(matrix, norm, packed, scale)
+            assert_same_bias(bias, packed)
         assert (layer.qk_norm is None) == (other.qk_norm is None)
         if layer.qk_norm is not None and other.qk_norm is not None:
             counts = torch.tensor([config.num_heads, config.num_kv_heads])
@@ -77,6 +94,14 @@ def test_stored_numbers_are_rounded_to_what_was_asked_for(
     down = saved["model.layers.2.mlp.down_proj.weight"].bfloat16()
     assert torch.equal(weights.layers[2].down, down)
     assert weights.layers[0].qkv.dtype == weights.final_norm.dtype == torch.bfloat16
+
+
+def test_in_float16_norms_stay_apart(tmp_path: Path) -> None:
+    """Products of small numbers would vanish."""
+    save_checkpoint(tmp_path, CONFIGS["llama"])
+    weights, saved = load(tmp_path, torch.float16), load_file(tmp_path / "model.safetensors")
+    expected = saved["model.layers.1.post_attention_layernorm.weight"]
+    assert torch.equal(weights.layers[1].mlp_norm, expected.half())
 
 
 def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
