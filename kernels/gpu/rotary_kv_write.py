@@ -88,7 +88,7 @@ def _fp8(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _cached(x: tl.tensor, cache_ptr: tl.tensor) -> tl.tensor:
+def cached_numbers(x: tl.tensor, cache_ptr: tl.tensor) -> tl.tensor:
     """Numbers as that cache keeps them."""
     if cache_ptr.dtype.element_ty == tl.float8e4nv:
         kept = _fp8(x.to(tl.float32))
@@ -153,8 +153,8 @@ def _rotary_kv_write_kernel(  # noqa: PLR0917  # kernels take theirs by position
     cell = cell * head_dim + column
     is_key = is_rotated & (head >= num_heads) & (slot >= 0)
     is_value = is_inside & (head >= num_rotated) & (slot >= 0)
-    tl.store(keys_ptr + cell, _cached(turned, keys_ptr), mask=is_key)
-    tl.store(values_ptr + cell, _cached(plain, values_ptr), mask=is_value)
+    tl.store(keys_ptr + cell, cached_numbers(turned, keys_ptr), mask=is_key)
+    tl.store(values_ptr + cell, cached_numbers(plain, values_ptr), mask=is_value)
 
 
 def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the cache

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-MAX_ROWS = 16  # rows of the smallest matrix product
+MAX_ROWS = 16  # rows of the smallest matrix product; up to 64 it was no faster than cuBLAS
 
 
 class Tiles(NamedTuple):
