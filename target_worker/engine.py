@@ -5,7 +5,7 @@ an Outcome, which the caller takes after each step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -14,12 +14,13 @@ from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Mess
 from shared.protocol.records import Failed
 from target_worker.acceptance import Acceptance
 from target_worker.admitted import AdmittedJob, Choice
+from target_worker.flights import Accepted, Flight, Landing
 from target_worker.job import Job
 from target_worker.outcome import Outcome
-from target_worker.rounds import Begun, Rounds, Verified
+from target_worker.rounds import Rounds, Verified
 from target_worker.scheduler import DoesNotFit, Row, Scheduler
 from target_worker.session import Session
-from target_worker.speculation import Offers, Speculation
+from target_worker.speculation import Speculation
 from target_worker.totals import Totals
 
 _log = structlog.get_logger()
@@ -43,27 +44,6 @@ GO_ON = Pause(0.0)
 IDLE = Pause(None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A round under way."""
-
-    begun: Begun
-    offers: Offers
-    started_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """Tokens that a session has taken, not yet told."""
-
-    result: Verified
-    offer: Sequence[int]
-    job: Job
-    choice: int
-    base_len: int  # tokens before
-    kept: Sequence[int]
-
-
 class Engine:
     """All jobs of one worker.
 
@@ -73,8 +53,9 @@ class Engine:
         speculation: the policy.
         vocab_size: of the model.
         clock: time.
-        overlap_from: rows from which the next round is begun before the last one is booked: for
-            devices that compute by themselves once a round is begun. None: never.
+        overlap_from: for devices that compute by themselves once a round is begun: rows from which
+            the next round is begun before drafters hear of the last one. With fewer they hear
+            first; it is booked while the next one computes in any case. None: never.
     """
 
     def __init__(
@@ -89,7 +70,8 @@ class Engine:
     ) -> None:
         self._rounds = rounds
         self._overlap_from = overlap_from
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
+        self._landing: Landing | None = None  # to be booked when the next round has begun
         self._scheduler = scheduler
         self._speculation = speculation
         self._vocab_size = vocab_size
@@ -214,23 +196,27 @@ class Engine:
             EngineBroken: the model fails for everybody.
         """
         if self._flight is None:
-            pause = self._begin()
+            pause = self._begin_and_book()
             if pause is not None:
                 return pause
             if self._overlap_from is not None:
                 return GO_ON  # what was planned is said while it computes
-        flight, self._flight = self._flight, None
-        assert flight is not None
-        accepted = self._accept(flight)
-        landed_s = self._clock.monotonic_s()
-        if self._overlap_from is None or len(accepted) < self._overlap_from:
-            self._book(flight, accepted, landed_s)
+        self._landing = landing = self._land()
+        if self._overlap_from is None:
+            self._book()
             return GO_ON
+        if len(landing.accepted) < self._overlap_from:
+            self._landing = self._tell(landing)
+            return GO_ON  # drafters hear of it now
+        return self._begin_and_book() or GO_ON
+
+    def _begin_and_book(self) -> Pause | None:
+        """Begin the next round, and book the one before while it computes."""
         pause = self._begin()
-        self._book(flight, accepted, landed_s)
+        self._book()
         if pause is IDLE:
             self._round_end_s = None
-        return pause or GO_ON
+        return pause
 
     def _begin(self) -> Pause | None:
         """Begin the next round; what to do instead, if there is none yet."""
@@ -245,10 +231,10 @@ class Engine:
         if grace_s > 0.0:
             return Pause(grace_s)
         copies, self._scheduler.copies = self._scheduler.copies, []
-        self._flight = _Flight(self._rounds.begin(rows, copies), offers, started_s)
+        self._flight = Flight(self._rounds.begin(rows, copies), offers, started_s)
         return None
 
-    def _accept(self, flight: _Flight) -> list[_Accepted]:
+    def _accept(self, flight: Flight) -> list[Accepted]:
         """Take in the tokens of a round: all that planning the next one needs."""
         accepted = []
         for result, offer in zip(self._rounds.finish(flight.begun), flight.offers, strict=True):
@@ -268,30 +254,54 @@ class Engine:
                     self._fail_session(session, error)
                     continue
                 self._scheduler.computed(result.row, result.num_accepted)
-                accepted.append(_Accepted(result, offer, found[0], found[1], base_len, kept))
+                accepted.append(Accepted(result, offer, found[0], found[1], base_len, kept))
                 if session.reason is not None:
                     self._scheduler.remove(session)
                     del self._sessions[session.session_id]
         return accepted
 
-    def _book(self, flight: _Flight, accepted: Sequence[_Accepted], landed_s: float) -> None:
-        """Say what a round gave, and learn from it."""
+    def _land(self) -> Landing:
+        """Take in the tokens of the round under way."""
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        accepted = self._accept(flight)
+        landed_s = self._clock.monotonic_s()
         began_s = flight.started_s if self._round_end_s is None else self._round_end_s
-        num_tokens = 0
-        for one in accepted:
+        return Landing(flight, accepted, landed_s, landed_s - began_s)
+
+    def _tell(self, landing: Landing) -> Landing:
+        """Say to drafters what was confirmed, and learn how good their guesses were."""
+        for one in landing.accepted:
             if self._jobs.get(one.job.claim.job_id) is one.job:
-                num_tokens += self._book_row(one, landed_s - began_s)
-        is_late = self._flight is not None  # the next round has begun: this one ended before
-        ended_s = landed_s if is_late else self._clock.monotonic_s()
+                self._speculation.confirmed(one.result, one.offer, landing.period_s)
+                session = one.result.row.session
+                self._speculation.tell(session, one.base_len, one.kept, self._outcome)
+        return replace(landing, is_told=True)
+
+    def _book(self) -> None:
+        """Say what the last round gave, if that was not said, and learn from it."""
+        landing, self._landing = self._landing, None
+        if landing is None:
+            return
+        if not landing.is_told:
+            landing = self._tell(landing)
+        num_tokens = 0
+        for one in landing.accepted:
+            if self._jobs.get(one.job.claim.job_id) is one.job:
+                num_tokens += self._book_row(one)
+        # Where the next round has begun, this one ended before.
+        is_late = self._overlap_from is not None
+        ended_s = landing.landed_s if is_late else self._clock.monotonic_s()
+        late_s = ended_s - landing.landed_s
         self._speculation.observe(
-            flight.begun.rows,
+            landing.flight.begun.rows,
             num_tokens=num_tokens,
-            took_s=ended_s - flight.started_s,
-            period_s=ended_s - began_s,
+            took_s=ended_s - landing.flight.started_s,
+            period_s=landing.period_s + late_s,
         )
         self._round_end_s = ended_s
 
-    def _book_row(self, one: _Accepted, period_s: float) -> int:
+    def _book_row(self, one: Accepted) -> int:
         """Say what a round gave one row. Returns the tokens confirmed."""
         job, session = one.job, one.result.row.session
         try:
@@ -302,8 +312,6 @@ class Engine:
             return 0
         self._count(job, one.result, len(one.kept))
         self._outcome.append(job.claim, records)
-        self._speculation.confirmed(one.result, one.offer, period_s)
-        self._speculation.tell(session, one.base_len, one.kept, self._outcome)
         if job.is_over:
             self._end(job, ",".join(job.reasons))
         return len(one.kept)

@@ -96,3 +96,29 @@ def test_more_guesses_than_a_round_has_room_for_are_cut() -> None:
     done = rig.records()[-1]
     assert isinstance(done, Done)
     assert rig.runner.num_runs < 20
+
+
+def test_drafters_of_a_small_round_hear_of_it_before_the_next_one_is_begun() -> None:
+    """Where rounds overlap: first the verdict, then, beside the next round, the record."""
+    rig = make_rig(overlap_from=4)
+    rig.engine.submit(make_job(max_tokens=30))
+    rig.step()
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
+    rig.engine.take_outcome()
+    told, begun = rig.step(), rig.step()
+    assert isinstance(told.mail[DRAFTER][-1], Verdict)
+    assert not told.records
+    assert begun.records
+    assert DRAFTER not in begun.mail
+
+
+def test_drafters_of_a_large_round_hear_of_it_when_the_next_one_has_begun() -> None:
+    """Their mail and the records are said together: the device does not wait for many mails."""
+    rig = make_rig(overlap_from=1)
+    rig.engine.submit(make_job(max_tokens=30))
+    rig.step()
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
+    rig.engine.take_outcome()
+    both = rig.step()
+    assert isinstance(both.mail[DRAFTER][-1], Verdict)
+    assert both.records

@@ -171,10 +171,13 @@ def test_a_session_larger_than_the_cache_fails_with_a_clear_error() -> None:
     assert isinstance(rig.records("small")[-1], Done)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_a_claim_that_comes_again_during_a_round_starts_from_its_own_log(num_steps: int) -> None:
+@pytest.mark.parametrize("overlap_from", [1, 4])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+def test_a_claim_that_comes_again_during_a_round_starts_from_its_own_log(
+    num_steps: int, overlap_from: int
+) -> None:
     """Tokens of a round that the older claim began are nobody's: the newer one computes them."""
-    rig = make_rig(overlap_from=1)
+    rig = make_rig(overlap_from=overlap_from)
     rig.engine.submit(make_job(epoch=1))
     for _ in range(num_steps):
         rig.step()

@@ -142,5 +142,13 @@ class OverlappingMachine(EngineMachine):
     overlap_from = 1
 
 
+class TellingMachine(EngineMachine):
+    """The same where drafters of a small round hear of it before it is booked."""
+
+    overlap_from = 3
+
+
+TestTellingMachine = TellingMachine.TestCase
+TestTellingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestOverlappingMachine = OverlappingMachine.TestCase
 TestOverlappingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
