@@ -22,7 +22,6 @@ from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
 from shared.engine.gpu.limits import GRAPH_ROWS, GpuLimits
-from shared.engine.gpu.loading import INVARIANT_ROWS
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights
@@ -107,7 +106,9 @@ def random_weights(config: ModelConfig, device: torch.device) -> GpuWeights:
 class Bench:
     """One model, its rounds and its floor."""
 
-    def __init__(self, shape: str, device: torch.device, fixed_rows: int | None = None) -> None:
+    def __init__(
+        self, shape: str, device: torch.device, *, is_batch_invariant: bool = False
+    ) -> None:
         context = max(tokens + rows for _, rows, tokens in ROUNDS) + BLOCK_SIZE
         self.config = model_config(shape, context)
         most = max(count * (tokens + rows + BLOCK_SIZE) for count, rows, tokens in ROUNDS)
@@ -130,9 +131,11 @@ class Bench:
             max_sequences=64,
             max_model_len=context,
             max_graph_rows=512,
-            fixed_rows=fixed_rows,
+            is_batch_invariant=is_batch_invariant,
         )
-        self.decoder = GpuDecoder(self.config, self.weights, self.cache)
+        self.decoder = GpuDecoder(
+            self.config, self.weights, self.cache, is_batch_invariant=is_batch_invariant
+        )
         self.runner = GpuRunner(self.config, self.decoder, self.cache, limits)
         self.sampler = GpuSampler(max_rows=512, vocab_size=self.config.vocab_size, device=device)
 
@@ -225,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     device = torch.device("cuda")
     bandwidth = copy_bandwidth(device)
-    bench = Bench(options.shape, device, INVARIANT_ROWS if options.batch_invariant else None)
+    bench = Bench(options.shape, device, is_batch_invariant=options.batch_invariant)
     started = time.perf_counter()
     bench.runner.capture(lambda _event, _done, _total: None)
     assert bench.runner.graph_logits is not None

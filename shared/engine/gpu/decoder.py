@@ -4,6 +4,7 @@ Launches only: nothing is read back, and what changes from round to round is rea
 so that a pass can be captured in a graph.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from kernels.gpu.attention_work import AttentionWork, plan_attention_work
+from kernels.gpu.invariant_linear import invariant_linear
 from kernels.gpu.rms_norm import add_rms_norm, rms_norm, row_squares
 from kernels.gpu.rotary_kv_write import rotary_kv_write
 from kernels.gpu.silu_mul import silu_mul
@@ -54,9 +56,26 @@ class GpuLayers(Protocol):
 
 
 class GpuDecoder(GpuLayers):
-    """A model's layers, bound to its weights and its cache."""
+    """A model's layers, bound to its weights and its cache.
 
-    def __init__(self, config: ModelConfig, weights: GpuWeights, cache: GpuCache) -> None:
+    Args:
+        config: of the model.
+        weights: of all layers.
+        cache: of all layers.
+        is_batch_invariant: whether a row's bits may depend on its own sequence alone.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: GpuWeights,
+        cache: GpuCache,
+        *,
+        is_batch_invariant: bool = False,
+    ) -> None:
+        # One product and one way for any number of rows, or what is fastest for each.
+        self._linear: Callable[..., Tensor] = invariant_linear if is_batch_invariant else _linear
+        self._max_few_rows = 0 if is_batch_invariant else MAX_ROWS
         self._config = config
         self._layout = config.layout
         self._weights = weights
@@ -83,14 +102,12 @@ class GpuDecoder(GpuLayers):
         lm_head = self._weights.lm_head
         plan_attention_work(buffers.attention, work)
         residual = F.embedding(buffers.token_ids[:num_rows], self._weights.embedding)
-        if num_rows <= MAX_ROWS and folds_norms(self.dtype):
+        if num_rows <= self._max_few_rows and folds_norms(self.dtype):
             normed = self._few_rows(residual, buffers, work)
             normed = normed if logit_rows is None else normed[logit_rows]
             return skinny_linear(normed, lm_head, out=out)
         normed = self._many_rows(residual, buffers, work, logit_rows)
-        if out is None:
-            return F.linear(normed, lm_head)
-        return torch.mm(normed, lm_head.t(), out=out)
+        return self._linear(normed, lm_head, out=out)
 
     def _few_rows(self, residual: Tensor, buffers: RoundBuffers, work: AttentionWork) -> Tensor:
         """All layers, with norms and gates inside the products; rows ready for the head."""
@@ -127,18 +144,18 @@ class GpuDecoder(GpuLayers):
         normed = rms_norm(residual, weights.layers[0].attention_norm, eps)
         last = len(weights.layers) - 1
         for index, layer in enumerate(weights.layers):
-            qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+            qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
             mixed = self._attention(index, layer, qkv, buffers, work)
             if index == last and logit_rows is not None:
                 residual, mixed = residual[logit_rows], mixed[logit_rows]
                 normed = torch.empty_like(residual)
-            mixed = F.linear(mixed, layer.output, layer.output_bias)
+            mixed = self._linear(mixed, layer.output, layer.output_bias)
             add_rms_norm(mixed, residual, layer.mlp_norm, eps, normed)
-            inner = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias))
+            inner = silu_mul(self._linear(normed, layer.gate_up, layer.gate_up_bias))
             following = (
                 weights.final_norm if index == last else weights.layers[index + 1].attention_norm
             )
-            inner = F.linear(inner, layer.down, layer.down_bias)
+            inner = self._linear(inner, layer.down, layer.down_bias)
             add_rms_norm(inner, residual, following, eps, normed)
         return normed
 
@@ -180,3 +197,13 @@ class GpuDecoder(GpuLayers):
             out=mixed,
         )
         return mixed
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    """As fast as the library can for so many rows."""
+    if out is None:
+        return F.linear(x, weight, bias)
+    assert bias is None
+    return torch.mm(x, weight.t(), out=out)

@@ -37,27 +37,18 @@ class GpuLimits:
     max_sequences: int  # of a round
     max_model_len: int
     max_graph_rows: int = GRAPH_ROWS[-1]  # 0: no graphs
-    # So many rows in every pass, whatever is asked for: then a row's bits depend on its own
-    # sequence alone. None: as many as there are.
-    fixed_rows: int | None = None
-
-    @property
-    def max_pass_rows(self) -> int:
-        """Rows of one pass at most."""
-        return self.fixed_rows or self.max_rows
+    is_batch_invariant: bool = False  # a row's bits depend on its own sequence alone
 
     @property
     def graph_rows(self) -> tuple[int, ...]:
         """Numbers of rows that have graphs, ascending."""
-        if self.fixed_rows is not None:
-            return (self.fixed_rows,)
         most = min(self.max_graph_rows, self.max_rows)
         return tuple(num_rows for num_rows in GRAPH_ROWS if num_rows <= most)
 
     @property
     def tilings(self) -> tuple[Tiling, ...]:
-        """Of all rounds. Where a row's bits are its own, there is one."""
-        if self.fixed_rows is not None:
+        """Of all rounds. One where a row's bits are its own: another adds up in another order."""
+        if self.is_batch_invariant:
             return (VERIFY,)
         return (DECODE, VERIFY, PREFILL, FEW_DECODE, FEW_VERIFY)
 
@@ -76,7 +67,7 @@ class GpuLimits:
 
         Four tiles of a verify round read a context as often as one for prefill computes it.
         """
-        if self.fixed_rows is not None:
+        if self.is_batch_invariant:
             return VERIFY
         longest = max(num_rows for num_rows, _ in lens) * group_size
         if longest > 4 * VERIFY.block_m:
@@ -95,8 +86,8 @@ class GpuLimits:
 
         Sequences that share a prefix can ask for more than the cache holds; such a round is split.
         """
-        longest = self.max_pass_rows
-        if self.fixed_rows is None and tiling != PREFILL:
+        longest = self.max_rows
+        if not self.is_batch_invariant and tiling != PREFILL:
             longest = max(1, 4 * tiling.block_m // group_size)
         context, num_sequences = self.max_model_len, self.max_sequences
         if tiling.merges_apart:

@@ -21,7 +21,6 @@ DTYPES = {
     Dtype.FLOAT32: torch.float32,
 }
 FP8_CAPABILITY = (8, 9)  # of compute: from there on float8 e4m3 is converted by the GPU
-INVARIANT_ROWS = 128  # a pass of an 8 B model reads its weights as long as it computes so many
 PROBE_BYTES, PROBE_REPEATS = 1 << 30, 4  # far beyond any cache
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -45,7 +44,7 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
         max_model_len=min(settings.max_model_len or config.max_model_len, config.max_model_len),
         block_size=settings.block_size,
         utilization=settings.memory_share,
-        fixed_rows=INVARIANT_ROWS if settings.is_batch_invariant else None,
+        is_batch_invariant=settings.is_batch_invariant,
     )
 
 

@@ -41,7 +41,7 @@ class MemoryPlan(ABC):
     block_size: int  # tokens
     utilization: float = 0.9  # share of the device that may be used
     max_graph_rows: int = GRAPH_ROWS[-1]  # 0: no graphs
-    fixed_rows: int | None = None  # of every pass, where they are batch-invariant
+    is_batch_invariant: bool = False
 
     def limits(self, num_blocks: int) -> GpuLimits:
         """Of rounds over a cache of so many blocks."""
@@ -52,7 +52,7 @@ class MemoryPlan(ABC):
             max_sequences=self.max_sequences,
             max_model_len=self.max_model_len,
             max_graph_rows=self.max_graph_rows,
-            fixed_rows=self.fixed_rows,
+            is_batch_invariant=self.is_batch_invariant,
         )
 
     @property
@@ -105,7 +105,7 @@ class MemoryPlan(ABC):
         return sum(
             limits.room_for_items(tiling, layout.group_size)
             * (per_row * tiling.block_m + words * INT32_BYTES)
-            + limits.max_pass_rows * ROW_WORDS.value * INT32_BYTES
+            + limits.max_rows * ROW_WORDS.value * INT32_BYTES
             for tiling in limits.tilings
         )
 
@@ -225,7 +225,7 @@ class DecoderPlan(MemoryPlan):
         config, itemsize = self.config, self.dtype.itemsize
         numbers = 4 * config.hidden_size + config.num_heads * config.head_dim
         limits = self.limits(0)
-        rows = limits.max_pass_rows * (numbers + 5 * config.intermediate_size) * itemsize
+        rows = limits.max_rows * (numbers + 5 * config.intermediate_size) * itemsize
         num_logit_rows = max(*limits.graph_rows, self.max_sequences)
         logits = num_logit_rows * itemsize + self.max_sequences * FLOAT32_BYTES
         tables = self.max_sequences * -(-self.max_model_len // self.block_size) * FLOAT32_BYTES

@@ -1,5 +1,6 @@
 """What the kernels ask of a model and of settings: looked at before anything is loaded."""
 
+from kernels.gpu.invariant_linear import ROW_ALIGNMENT
 from kernels.gpu.rms_norm import MAX_DIM
 from shared.common.errors import ConfigError
 from shared.engine.config import ModelConfig
@@ -43,6 +44,13 @@ def check_model(config: ModelConfig, settings: ModelSettings) -> None:
         raise ConfigError(
             f"config.json: hidden_size is {config.hidden_size}; allowed on a GPU: at most {MAX_DIM}"
         )
+    sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    for name, size in sizes.items():
+        if settings.is_batch_invariant and size % ROW_ALIGNMENT:
+            raise ConfigError(
+                f"config.json: {name} is {size}; allowed with --batch-invariant: "
+                f"multiples of {ROW_ALIGNMENT}"
+            )
     if settings.max_model_len > config.max_model_len:
         raise ConfigError(
             f"--max-model-len is {settings.max_model_len}: "

@@ -39,7 +39,7 @@ class GpuRunner(Runner):
         self._cache = cache
         self._limits = limits
         self._buffers = RoundBuffers(
-            max_rows=limits.max_pass_rows,
+            max_rows=limits.max_rows,
             max_sequences=limits.max_sequences,
             max_blocks=-(-limits.max_model_len // limits.block_size),
             block_size=limits.block_size,
@@ -87,7 +87,8 @@ class GpuRunner(Runner):
             dtype=cache_dtype or dtype,
             device=device,
         )
-        runner = cls(config, GpuDecoder(config, weights, cache), cache, limits)
+        decoder = GpuDecoder(config, weights, cache, is_batch_invariant=limits.is_batch_invariant)
+        runner = cls(config, decoder, cache, limits)
         if device.type == "cuda":
             runner.capture(progress)
         return runner
@@ -121,7 +122,7 @@ class GpuRunner(Runner):
             Logits as such rounds give them.
         """
         limits = self._limits
-        longest = min(limits.max_pass_rows, limits.max_model_len)
+        longest = min(limits.max_rows, limits.max_model_len)
         num_rows = self._buffers.stage([Span([0] * min(2, longest), 0, [0], 1)]).num_rows
         rows = torch.arange(num_rows, device=self.device)
         # A matrix product of no row, or of one, can be another kernel than of two.
@@ -156,7 +157,7 @@ class GpuRunner(Runner):
 
     def _pieces(self, spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
         """A round cut where it has more rows than a pass."""
-        most = self._limits.max_pass_rows
+        most = self._limits.max_rows
         if sum(len(span.token_ids) for span in spans) <= most:
             yield spans
         else:
@@ -176,12 +177,9 @@ class GpuRunner(Runner):
             yield from self._halves(spans[half:])
 
     def _run_pass(self, spans: Sequence[Span]) -> Tensor:
-        tiling, fixed_rows = self._tiling(spans), self._limits.fixed_rows
+        tiling = self._tiling(spans)
         shape = self._buffers.stage(spans)
         wants_all = all(span.num_logits == len(span.token_ids) for span in spans)
-        if fixed_rows is not None:
-            logits = self._run_rows(fixed_rows, tiling)
-            return logits[: shape.num_rows] if wants_all else logits[self._logit_rows(spans)]
         if wants_all:
             return self._run_rows(shape.num_rows, tiling)
         return self._decoder.forward(
@@ -225,7 +223,7 @@ class GpuRunner(Runner):
         layout = self.config.layout
         return AttentionWork.allocate(
             max_items=self._limits.room_for_items(tiling, layout.group_size),
-            max_rows=self._limits.max_pass_rows,
+            max_rows=self._limits.max_rows,
             layout=layout,
             block_m=tiling.block_m,
             device=self.device,

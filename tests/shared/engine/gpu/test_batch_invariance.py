@@ -50,7 +50,7 @@ class Company:
     def __init__(self, cache_dtype: torch.dtype) -> None:
         limits = GpuLimits(
             NUM_BLOCKS, BLOCK_SIZE, max_rows=256, max_sequences=MAX_SEQUENCES, max_model_len=1_024,
-            fixed_rows=128,
+            is_batch_invariant=True,
         )  # fmt: skip
         device = torch.device("cuda")
         self.runner = GpuRunner.load(

@@ -1,5 +1,6 @@
 """A cache of 8 bits: what every row sees is what the cache keeps, however a sequence is cut."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from kernels.gpu.rotary_kv_write import FP8, cached
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.spans import Span
-from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
+from tests.checkpoints import expected_logits, random_tokens, save_checkpoint
 from tests.shared.engine.gpu.runners import LIMITS, ROWS_OF_NOBODY, load, on_gpus
-from tests.shared.engine.passes import BLOCK_SIZE, assert_close, block_tables
+from tests.shared.engine.passes import assert_close, block_tables
 
 pytestmark = ROWS_OF_NOBODY
 
 ROUNDED = "outrider_fp8_cache"
-FIXED = GpuLimits(24, BLOCK_SIZE, max_rows=64, max_sequences=4, max_model_len=MAX_LEN, fixed_rows=8)
+INVARIANT = dataclasses.replace(LIMITS, is_batch_invariant=True)
 # Rounding changes logits by some 0.04. A number whose last bits of float32 decide between two
 # neighbours of 8 bits may become the other one here: that is 0.0001.
 TOLERANCE, EFFECT = 1e-3, 1e-2
@@ -78,12 +79,12 @@ def test_prefill_decodes_and_verify_rows_see_rounded_keys(
 
 
 def test_a_verified_row_is_the_row_decoded_to_the_bit(tmp_path: Path, device: str) -> None:
-    """With passes of one size: prefilled at once, verified, decoded one by one, in company."""
+    """Batch-invariant: prefilled at once, verified, decoded one by one, in company."""
     save_checkpoint(tmp_path, on_gpus("llama"))
     first, second, third = block_tables(3)
     tokens = random_tokens(8)
-    whole = load_fp8(tmp_path, device, FIXED).run([Span(tokens, 0, first, 8)]).clone()
-    runner = load_fp8(tmp_path, device, FIXED)
+    whole = load_fp8(tmp_path, device, INVARIANT).run([Span(tokens, 0, first, 8)]).clone()
+    runner = load_fp8(tmp_path, device, INVARIANT)
     runner.run([Span(tokens[:3], 0, first, 0), Span(tokens[:5], 0, second, 0)])
     verified = runner.run([Span([5], 5, second, 1), Span(tokens[3:], 3, first, 5)]).clone()
     assert torch.equal(verified[1:], whole[3:])

@@ -1,5 +1,7 @@
 """Which rounds are cut in which way, and that there is a graph for each of them."""
 
+import dataclasses
+
 import pytest
 
 from shared.engine.gpu.limits import (
@@ -51,10 +53,10 @@ def test_every_round_without_prefill_has_a_graph(group_size: int) -> None:
 
 
 def test_where_bits_are_a_rows_own_there_is_one_way() -> None:
-    """The same tiling and the same number of rows, whatever is asked for."""
-    limits = GpuLimits(1_000, 16, 2_048, 64, 8_192, fixed_rows=128)
+    """The same tiling, whatever is asked for, with graphs for as many rows as ever."""
+    limits = dataclasses.replace(LIMITS, is_batch_invariant=True)
     assert limits.tilings == (VERIFY,)
-    assert limits.graphs == {VERIFY: (128,)}
+    assert limits.graphs == {VERIFY: LIMITS.graph_rows}
     assert limits.tiling_of([(1, 1)], 4) == limits.tiling_of([(500, 600)] * 3, 4) == VERIFY
 
 

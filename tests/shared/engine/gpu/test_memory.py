@@ -122,21 +122,23 @@ def test_all_parts_together_fill_what_may_be_used(
     assert plan.num_sequences == plan.num_blocks // -(-max_model_len // 64)
 
 
-@pytest.mark.parametrize("fixed_rows", [None, 24])
+@pytest.mark.parametrize("is_batch_invariant", [False, True])
 @pytest.mark.parametrize("num_blocks", [4, 300])
 def test_what_attention_sets_aside_is_counted_to_the_byte(
-    num_blocks: int, fixed_rows: int | None
+    num_blocks: int,
+    is_batch_invariant: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     """The runner allocates what the plan says, over any cache."""
     config = dataclasses.replace(make_config(), head_dim=32, max_model_len=2_048)
     plan = dataclasses.replace(
-        make_plan(config, max_sequences=5, max_model_len=2_048), fixed_rows=fixed_rows
+        make_plan(config, max_sequences=5, max_model_len=2_048),
+        is_batch_invariant=is_batch_invariant,
     )
     limits = plan.limits(num_blocks)
     works = [
         attention_work.AttentionWork.allocate(
             limits.room_for_items(tiling, config.layout.group_size),
-            limits.max_pass_rows,
+            limits.max_rows,
             config.layout,
             tiling.block_m,
             "cpu",

@@ -87,6 +87,20 @@ def test_settings_that_the_kernels_cannot_run_are_refused(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size"])
+def test_rows_that_cannot_be_copied_as_tiles_are_refused_where_they_must_be(
+    name: str, tmp_path: Path
+) -> None:
+    """Batch-invariant products read whole 16 bytes; others do not ask for them."""
+    values = {"head_dim": 32, name: 100}
+    assert plan(tmp_path, values).config.head_dim == 32
+    settings = dataclasses.replace(GPU_SETTINGS, is_batch_invariant=True)
+    with pytest.raises(ConfigError) as error:
+        plan(tmp_path, values, settings)
+    assert f"{name} is 100; allowed with --batch-invariant: multiples of 8" in str(error.value)
+    assert plan(tmp_path, {"head_dim": 32}, settings).is_batch_invariant
+
+
 @pytest.mark.parametrize("flag", ["--kv-cache-tokens", "--num-blocks"])
 def test_a_cache_that_does_not_fit_is_refused_by_the_callers_flag(
     flag: str, tmp_path: Path

@@ -1,5 +1,6 @@
 """Passes on a GPU's path against transformers, however a sequence is cut and batched."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from kernels.gpu.attention_work import max_items
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
-from tests.shared.engine.gpu.runners import ROWS_OF_NOBODY, load, on_gpus
+from tests.shared.engine.gpu.runners import LIMITS, ROWS_OF_NOBODY, load, on_gpus
 from tests.shared.engine.passes import (
     BLOCK_SIZE,
     assert_close,
@@ -63,34 +64,37 @@ def test_what_does_not_fit_the_work_at_once_is_run_in_halves(tmp_path: Path, dev
     close(runner.run([Span(tokens[99:], 99, table, 1)] * 4), expected.expand(4, -1))
 
 
-@pytest.mark.parametrize("num_rows", [1, 24])
-def test_with_fixed_rows_every_pass_has_so_many(num_rows: int, tmp_path: Path, device: str) -> None:
-    """The same logits as in one pass, whatever shares it and however it is cut; bit for bit."""
-    model = save_checkpoint(tmp_path, on_gpus("llama"))
-    limits = GpuLimits(
-        24, BLOCK_SIZE, max_rows=64, max_sequences=4, max_model_len=MAX_LEN, fixed_rows=24
-    )
+@pytest.mark.parametrize(("name", "num_rows"), [("qwen3", 1), ("qwen2-half-sliding", 24)])
+def test_batch_invariant_logits_have_the_same_bits_in_any_company(
+    name: str, num_rows: int, tmp_path: Path, device: str
+) -> None:
+    """Alone, in a crowd, or cut elsewhere: those of one pass."""
+    model = save_checkpoint(tmp_path, on_gpus(name))
+    limits = dataclasses.replace(LIMITS, is_batch_invariant=True)
     first, second, third = block_tables(3)
     tokens, other = random_tokens(40), random_tokens(33, seed=5)
     alone = load(tmp_path, device, limits)
-    alone.run([Span(tokens[:-num_rows], 0, first, 0)])
-    expected = alone.run([Span(tokens[-num_rows:], 40 - num_rows, first, num_rows)]).clone()
+    expected = alone.run([Span(tokens, 0, first, num_rows)]).clone()
     close(expected, expected_logits(model, tokens)[-num_rows:])
     crowded = load(tmp_path, device, limits)
-    crowded.run([Span(other, 0, second, 1), Span(tokens[:-num_rows], 0, third, 0)])
+    crowded.run([Span(other, 0, second, 1), Span(tokens[:11], 0, third, 0)])
+    crowded.run([Span(tokens[11:-num_rows], 11, third, 0), Span(other[:3], 0, first, 3)])
     spans = [Span(other[:3], 0, first, 3), Span(tokens[-num_rows:], 40 - num_rows, third, num_rows)]
     assert torch.equal(crowded.run(spans)[3:], expected)
 
 
-@pytest.mark.parametrize("fixed_rows", [None, 24])
+@pytest.mark.parametrize("is_batch_invariant", [False, True])
 def test_a_round_too_large_for_a_pass_is_run_in_several(
-    fixed_rows: int | None, tmp_path: Path, device: str
+    is_batch_invariant: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    device: str,
 ) -> None:
     """More rows than buffers, and more attention than lists have room for: no row is left out."""
     model = save_checkpoint(tmp_path, on_gpus("llama"))
     limits = GpuLimits(
-        24, BLOCK_SIZE, max_rows=16, max_sequences=4, max_model_len=64, fixed_rows=fixed_rows
-    )
+        24, BLOCK_SIZE, max_rows=16, max_sequences=4, max_model_len=64,
+        is_batch_invariant=is_batch_invariant,
+    )  # fmt: skip
     runner = load(tmp_path, device, limits)
     group_size = runner.config.layout.group_size
     (table,) = block_tables(1)
@@ -102,7 +106,7 @@ def test_a_round_too_large_for_a_pass_is_run_in_several(
     ]
     runner.run([Span(tokens[:num_shared], 0, table, 0)])
     logits = runner.run(spans)
-    assert sum(len(span.token_ids) for span in spans) > limits.max_pass_rows
+    assert sum(len(span.token_ids) for span in spans) > limits.max_rows
     lens = [(len(span.token_ids), num_shared + len(span.token_ids)) for span in spans]
     tiling = limits.tiling_of(lens, group_size)
     num_items = max_items(lens, group_size=group_size, block_m=tiling.block_m)
