@@ -86,6 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "DRAFT_WORKER_NUM_BLOCKS": "4096",
         "DRAFT_WORKER_MAX_NUM_ROWS": "128",
         "DRAFT_WORKER_STEP_COST": "100",  # a step of a large draft costs as much as a hundred rows
+        # As the compose file has them: rows beside the first cost next to nothing.
+        "DRAFT_WORKER_CHUNK": "1",
+        "DRAFT_WORKER_MAX_AHEAD": "10",
+        "DRAFT_WORKER_NUM_BRANCHES": "16",
+        "DRAFT_WORKER_NUM_ALTERNATES": "3",
+        "DRAFT_WORKER_MIN_ODDS": "0.02",
     }
     models = ("--target", str(options.target), "--draft", str(options.draft))
     lines = []
