@@ -18,6 +18,7 @@ from kernels.gpu.rotary_kv_write import rotary_kv_write
 from kernels.gpu.silu_mul import silu_mul
 from kernels.gpu.skinny_gate import skinny_gate
 from kernels.gpu.skinny_linear import MAX_ROWS, num_parts_of, skinny_linear
+from kernels.gpu.skinny_qkv import skinny_qkv
 from kernels.gpu.verify_attention import verify_attention
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
@@ -116,9 +117,9 @@ class GpuDecoder(GpuLayers):
         num_parts = num_parts_of(residual.shape[1])
         others = squares.new_empty(len(residual), num_parts)
         for index, layer in enumerate(weights.layers):
-            qkv = skinny_linear(residual, layer.qkv, bias=layer.qkv_bias, squares=squares, eps=eps)
+            qkv = self._few_qkv(index, layer, residual, squares, buffers)
             squares = others
-            mixed = self._attention(index, layer, qkv, buffers, work)
+            mixed = self._attend(index, qkv, buffers, work)
             skinny_linear(
                 mixed, layer.output, bias=layer.output_bias,
                 residual=residual, out=residual, squares_out=squares,
@@ -145,7 +146,8 @@ class GpuDecoder(GpuLayers):
         last = len(weights.layers) - 1
         for index, layer in enumerate(weights.layers):
             qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
-            mixed = self._attention(index, layer, qkv, buffers, work)
+            self._turn(index, layer, qkv, buffers)
+            mixed = self._attend(index, qkv, buffers, work)
             if index == last and logit_rows is not None:
                 residual, mixed = residual[logit_rows], mixed[logit_rows]
                 normed = torch.empty_like(residual)
@@ -159,30 +161,47 @@ class GpuDecoder(GpuLayers):
             add_rms_norm(inner, residual, following, eps, normed)
         return normed
 
-    def _attention(
+    def _few_qkv(
         self,
         index: int,
         layer: GpuLayerWeights,
-        qkv: Tensor,
+        residual: Tensor,
+        squares: Tensor,
         buffers: RoundBuffers,
-        work: AttentionWork,
     ) -> Tensor:
-        """One layer's attention before its output projection: [T, heads x head_dim]."""
-        config, layout = self._config, self._layout
+        """Queries of few rows, turned; their keys and values are in the cache."""
+        eps = self._config.rms_norm_eps
+        if layer.qk_norm is not None:  # of whole heads: more than a program has
+            qkv = skinny_linear(residual, layer.qkv, bias=layer.qkv_bias, squares=squares, eps=eps)
+            self._turn(index, layer, qkv, buffers)
+            return qkv
+        return skinny_qkv(
+            residual, layer.qkv, self._cos_sin, buffers.positions, buffers.slots,
+            *self._cache.layers[index], self._layout,
+            bias=layer.qkv_bias, squares=squares, eps=eps,
+        )  # fmt: skip
+
+    def _turn(self, index: int, layer: GpuLayerWeights, qkv: Tensor, buffers: RoundBuffers) -> None:
+        """Queries by their positions, and keys too, which go to the cache with their values."""
         num_rows = len(qkv)
-        keys, values = self._cache.layers[index]
         rotary_kv_write(
             qkv,
             self._cos_sin,
             buffers.positions[:num_rows],
             buffers.slots[:num_rows],
-            keys,
-            values,
-            layout,
+            *self._cache.layers[index],
+            self._layout,
             qk_norm=layer.qk_norm,
-            eps=config.rms_norm_eps,
+            eps=self._config.rms_norm_eps,
         )
-        mixed = qkv.new_empty(num_rows, layout.num_heads * layout.head_dim)
+
+    def _attend(
+        self, index: int, qkv: Tensor, buffers: RoundBuffers, work: AttentionWork
+    ) -> Tensor:
+        """One layer's attention before its output projection: [T, heads x head_dim]."""
+        layout = self._layout
+        keys, values = self._cache.layers[index]
+        mixed = qkv.new_empty(len(qkv), layout.num_heads * layout.head_dim)
         verify_attention(
             qkv,
             keys,
@@ -191,7 +210,7 @@ class GpuDecoder(GpuLayers):
             work,
             layout,
             scale=layout.head_dim**-0.5,
-            window=config.windows[index],
+            window=self._config.windows[index],
             soft_cap=None,
             tree_bits=None,
             out=mixed,
