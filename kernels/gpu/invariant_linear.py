@@ -93,7 +93,7 @@ TILES: dict[int | None, dict[int | None, Tiles]] = {
         None: _LARGE,
     },
 }
-FLOAT32_TILES = Tiles(64, 16, 0, 64, 4, 2)  # without tensor cores, for tests
+FLOAT32_TILES = Tiles(64, 16, 0, 32, 4, 2)  # without tensor cores
 
 
 def tiles_of(num_rows: int, num_out: int, dtype: torch.dtype) -> Tiles:

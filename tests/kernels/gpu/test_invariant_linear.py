@@ -100,7 +100,9 @@ def test_every_number_of_rows_has_tiles() -> None:
         assert tiles_of(100_000, num_out, torch.float32) == FLOAT32_TILES
 
 
-@pytest.mark.parametrize("tiles", ALL_TILES, ids=lambda tiles: "/".join(map(str, tiles)))
+@pytest.mark.parametrize(
+    "tiles", [*ALL_TILES, FLOAT32_TILES], ids=lambda tiles: "/".join(map(str, tiles))
+)
 def test_production_tiles_fit_a_hopper(tiles: Tiles) -> None:
     """No register is spilled."""
     constexprs = {
@@ -112,14 +114,15 @@ def test_production_tiles_fit_a_hopper(tiles: Tiles) -> None:
         "block_k": tiles.block_k,
         "is_interpreted": False,
     }
+    dtype = "fp32" if tiles == FLOAT32_TILES else "bf16"
     sizes = {"x_tiles": tiles.block_t, "more_tiles": tiles.more_t, "weight_tiles": tiles.block_n}
     if tiles.more_t:
         del constexprs["more_tiles"]
     used = compile_for_sm90(
         "kernels.gpu.invariant_linear",
         "_invariant_linear_kernel",
-        {name: f"tensordesc<bf16[{size}, {tiles.block_k}]>" for name, size in sizes.items()}
-        | {"out_ptr": "*bf16"}
+        {name: f"tensordesc<{dtype}[{size}, {tiles.block_k}]>" for name, size in sizes.items()}
+        | {"out_ptr": f"*{dtype}"}
         | dict.fromkeys(("num_rows", "num_out", "num_in"), "i32")
         | dict.fromkeys(constexprs, "constexpr"),
         constexprs,
