@@ -76,7 +76,10 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
 ) -> nn.Module:
-    """Write a random model and read it back with transformers, in float32."""
+    """Write a random model and read it back with transformers, in float32.
+
+    It attends by the formula: other attentions of some versions leave out caps on logits.
+    """
     LOGGING.disable_progress_bar()
     torch.manual_seed(7)
     # A copy: saving a model writes its type into the configuration.
@@ -85,7 +88,9 @@ def save_checkpoint(
         for parameter in model.parameters():  # biases and norms too: they start as 0 and 1
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
-    loaded: nn.Module = AUTO_MODEL.from_pretrained(directory, dtype=torch.float32)
+    loaded: nn.Module = AUTO_MODEL.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
     return loaded.eval()
 
 

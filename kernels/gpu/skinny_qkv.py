@@ -140,8 +140,7 @@ def skinny_qkv(  # noqa: PLR0917  # three buffers of the round, two of the cache
     assert keys.shape == values.shape
     assert (keys.shape[1], keys.shape[3]) == (layout.num_kv_heads, layout.head_dim)
     assert min(len(positions), len(slots)) >= num_rows
-    assert len(squares) == num_rows
-    assert squares.dtype == torch.float32
+    assert (len(squares), squares.dtype) == (num_rows, torch.float32)
     for tensor in (x, weight, squares, cos_sin, positions, slots, keys, values):
         assert tensor.is_contiguous()
     _skinny_qkv_kernel[(num_out // tiles.block_n,)](
