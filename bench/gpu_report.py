@@ -5,6 +5,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,41 @@ torch {machine["torch"]}, Triton {machine["triton"]}, CUDA {machine["cuda"]}. Co
 """
 
 
+def invariance_section(found: dict[str, Any], steps: dict[str, Any]) -> str:
+    """What the same bits in any company cost."""
+    titles = ("sequences x rows, context", "as fast as possible", "batch-invariant", "cost")
+    rows = [_row(titles), _row(["---"] * len(titles))]
+    for line, other in zip(steps["rounds"], found["rounds"], strict=True):
+        name = f"{line['sequences']} x {line['rows']}, {line['context']:,}"
+        fast_ms, invariant_ms = line["round_sampled_ms"], other["round_sampled_ms"]
+        cost = f"{100 * (invariant_ms / fast_ms - 1):+.0f} %"
+        rows.append(_row([name, f"{fast_ms:.2f}", f"{invariant_ms:.2f}", cost]))
+    table = "\n".join(rows)
+    return f"""
+## Batch-invariant rounds, with sampler and host, T = 0.7, milliseconds
+
+{table}
+
+Both in one call on the same GPU. Command: `{found["machine"]["command"]} --out
+gpu_step_invariant.json`.
+"""
+
+
+def plan_section(found: dict[str, Any]) -> str:
+    """Whether the memory plan was right."""
+    gib = {name: value / 2**30 for name, value in found.items() if name.endswith("_bytes")}
+    return f"""
+## The memory plan
+
+The bundled target with {100 * found["memory_share"]:.0f} % of the GPU's memory, after rounds of
+every kind: {gib["planned_bytes"]:.1f} GiB planned, {gib["used_bytes"]:.1f} GiB used
+({found["used_of_planned"]:.3f}). Command: `python -m bench.gpu_plan --model DIR --out
+gpu_plan.json`.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read gpu_*.json of a folder, gpu_cache only if it is there; write gpu.md beside them."""
+    """Read gpu_*.json of a folder, three of them only if they are there; write gpu.md there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     folder = parser.parse_args(argv).folder
@@ -141,9 +175,14 @@ answer. GPUs: {"; ".join(path["gpus"])}. Command:
 
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
-    cache = folder / "gpu_cache.json"
-    if cache.exists():
-        text += cache_section(json.loads(cache.read_text()))
+    for name, section in (
+        ("gpu_step_invariant", partial(invariance_section, steps=steps)),
+        ("gpu_cache", cache_section),
+        ("gpu_plan", plan_section),
+    ):
+        file = folder / f"{name}.json"
+        if file.exists():
+            text += section(json.loads(file.read_text()))
     (folder / "gpu.md").write_text(text)
 
 
