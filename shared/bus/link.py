@@ -11,6 +11,7 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
 
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
@@ -44,10 +45,7 @@ class Link:
         try:
             async with asyncio.timeout(timeout_s):
                 await connection.send_packed_command(payload, check_health=False)
-                # A pipeline's replies come together. The connection's own read_response would wrap
-                # each of them in a timeout and in decoding that nobody here wants.
-                parser: Any = connection._parser  # noqa: SLF001 -- no public way to its replies
-                return [await parser.read_response() for _ in range(num_replies)]
+                return [await self._read() for _ in range(num_replies)]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -55,3 +53,9 @@ class Link:
     async def close(self) -> None:
         """Close the connection. The next exchange opens a new one."""
         await self._connection.disconnect()
+
+    async def _read(self) -> Reply:
+        try:
+            return await self._connection.read_response()
+        except ResponseError as error:
+            return error
