@@ -137,6 +137,8 @@ class TextStream:
     def _show(self, new: str) -> str:
         if self.is_stopped:
             return ""
+        if not self._stop_strings:
+            return new  # nothing is ever held back
         text = self._pending + new
         found = [(text.find(stop) + len(stop), stop) for stop in self._stop_strings if stop in text]
         if found:
