@@ -3,13 +3,14 @@
 Speculation and plain decoding side by side, target on the first GPU and draft on the second where
 there is one; answers of a fixed length, at several numbers of streams and temperatures. The models
 are those of `bench.expand`: the cost of large ones, the text and the acceptance of the bundled
-pair.
+pair. The peer is transformers in a process of its own, with no server around it.
 """
 
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ KINDS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {  # variables, flags
     "speculation": ({}, ()),
     "always": ({"TARGET_WORKER_SPECULATION": "on"}, ()),
 }
+PEER = "transformers"
 
 
 def measure(url: str, model: str, width: int, temperature: float) -> dict[str, Any]:
@@ -58,30 +60,33 @@ def measure(url: str, model: str, width: int, temperature: float) -> dict[str, A
     }
 
 
+def measure_peer(target: Path, streams: Sequence[int]) -> list[dict[str, Any]]:
+    """transformers' generate on the first GPU: batches that begin and end together."""
+    command = [sys.executable, "-m", "bench.peers", str(target), "--device", "cuda:0"]
+    command += ["--streams", *map(str, streams), "--temperature", *map(str, TEMPERATURES)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for line in lines:
+        line |= {"kind": PEER, "ttft_ms": 1e3 * statistics.median(line.pop("ttft_s"))}
+        print(f"{PEER} {line['streams']:3d} streams  {line['tokens_per_s']:8.1f} tokens/s")
+    return lines
+
+
 def gpu_names() -> list[str]:
     """What is here, and its driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     return subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", type=Path, required=True)
-    parser.add_argument("--draft", type=Path, required=True)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["plain", "speculation"])
-    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
-    parser.add_argument("--turns", type=int, default=TURNS)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(argv)
-    names = gpu_names()
-    settings = {
+def settings(num_gpus: int) -> dict[str, str]:
+    """Variables of both workers; the draft on the last GPU."""
+    return {
         "TARGET_WORKER_DEVICE": "cuda:0",
         "TARGET_WORKER_BLOCK_SIZE": "64",
         "TARGET_WORKER_MAX_NUM_SEQS": "64",
         "TARGET_WORKER_MAX_MODEL_LEN": "1024",
         "TARGET_WORKER_KV_CACHE_TOKENS": "131072",
-        "DRAFT_WORKER_DEVICE": f"cuda:{len(names) - 1}",
+        "DRAFT_WORKER_DEVICE": f"cuda:{num_gpus - 1}",
         "DRAFT_WORKER_BLOCK_SIZE": "64",
         "DRAFT_WORKER_NUM_BLOCKS": "4096",
         "DRAFT_WORKER_MAX_NUM_ROWS": "128",
@@ -93,11 +98,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         "DRAFT_WORKER_NUM_ALTERNATES": "3",
         "DRAFT_WORKER_MIN_ODDS": "0.02",
     }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[*KINDS, PEER], default=["plain", "speculation"]
+    )
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    names = gpu_names()
     models = ("--target", str(options.target), "--draft", str(options.draft))
     lines = []
+    if PEER in options.kinds:
+        lines += measure_peer(options.target, options.streams)
     for kind in options.kinds:
+        if kind == PEER:
+            continue
         variables, flags = KINDS[kind]
-        with environment(**settings, **variables), running(*models, *flags) as url:
+        with environment(**settings(len(names)), **variables), running(*models, *flags) as url:
             for width in options.streams:
                 for temperature in TEMPERATURES:
                     for turn in range(1 + options.turns):
@@ -117,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     same = _same_texts(lines)
     print(f"texts equal with and without speculation: {same}")
     for line in lines:
-        del line["texts"]
+        line.pop("texts", None)
     result = {"gpus": names, "machine": machine(), "lines": lines, "same_texts": same}
     options.out.write_text(json.dumps(result, indent=1))
 
@@ -132,6 +156,8 @@ def _same_texts(lines: Sequence[dict[str, Any]]) -> str:
     """Answers that are the same with speculation, of all that were given both ways."""
     texts: dict[tuple[int, float], dict[str, list[str]]] = {}
     for line in lines:
+        if line["kind"] == PEER:
+            continue
         texts.setdefault((line["streams"], line["temperature"]), {})[line["kind"]] = line["texts"]
     pairs = [
         pair

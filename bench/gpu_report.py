@@ -60,9 +60,9 @@ def path_table(lines: Sequence[Line]) -> str:
 
 def acceptance(lines: Sequence[Line]) -> str:
     """Over all loads that speculated."""
-    drafted = sum(line["num_draft_tokens"] for line in lines)
-    accepted = sum(line["num_accepted_tokens"] for line in lines)
-    rounds = sum(line["num_rounds"] for line in lines)
+    drafted = sum(line.get("num_draft_tokens", 0) for line in lines)
+    accepted = sum(line.get("num_accepted_tokens", 0) for line in lines)
+    rounds = sum(line.get("num_rounds", 0) for line in lines)
     return (
         f"Acceptance: {accepted:,} of {drafted:,} draft tokens ({accepted / max(drafted, 1):.3f}), "
         f"mean acceptance length {1 + accepted / max(rounds, 1):.2f} in {rounds:,} rounds."

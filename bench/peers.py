@@ -1,10 +1,12 @@
 """The peer on the same machine: transformers, plain and assisted, same pair, same prompts.
 
 Run as a process of its own (`python -m bench.peers MODEL …`), alone on the machine; prints one
-JSON line. Assisted generation takes one sequence at a time: its streams follow one another.
+JSON line a setting. Assisted generation takes one sequence at a time: its streams follow one
+another.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -33,9 +35,11 @@ class FirstToken(LogitsProcessor):
         return scores
 
 
-def load(model_dir: Path) -> Model:
-    """The model in float32 on the CPU, as the engine runs it."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+def load(model_dir: Path, device: str) -> Model:
+    """The model as the engine runs it: in float32 on the CPU, in bfloat16 on a GPU."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model: Model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+    model.to(device)
     model.requires_grad_(requires_grad=False)
     return model
 
@@ -67,9 +71,12 @@ def answer(
     return first.at_s - started, duration_s, num_tokens
 
 
-def batches(tokenizer: Model, num_streams: int, num_prompts: int) -> list[dict[str, torch.Tensor]]:
-    """The chat prompts in left-padded batches of `num_streams`."""
-    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:num_prompts]]
+def batches(
+    tokenizer: Model, num_streams: int, num_prompts: int, device: str
+) -> list[dict[str, torch.Tensor]]:
+    """The chat prompts, over and over, in left-padded batches of `num_streams`."""
+    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(num_prompts)]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     return [
         tokenizer.apply_chat_template(
             chats[start : start + num_streams],
@@ -77,33 +84,45 @@ def batches(tokenizer: Model, num_streams: int, num_prompts: int) -> list[dict[s
             padding=True,
             return_dict=True,
             return_tensors="pt",
-        )
+        ).to(device)
         for start in range(0, len(chats), num_streams)
     ]
 
 
+def measure(
+    model: Model, assistant: Model, work: list[dict[str, torch.Tensor]], temperature: float
+) -> dict[str, Any]:
+    """One setting: what every batch took, after one to warm up."""
+    with torch.inference_mode():
+        answer(model, work[0], temperature, assistant)
+        results = [answer(model, inputs, temperature, assistant) for inputs in work]
+    tokens, seconds = sum(r[2] for r in results), sum(r[1] for r in results)
+    return {"tokens_per_s": tokens / seconds, "ttft_s": [r[0] for r in results]}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure one setting and print it."""
+    """Measure every number of streams at every temperature, and print each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--assistant", type=Path)
-    parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1])
+    parser.add_argument("--prompts", type=int, default=4, help="at least; a batch is always full")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.7])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--assistant-device", help="where its device is not the model's")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
-    model = load(options.model)
-    assistant = load(options.assistant) if options.assistant else None
-    width = 1 if assistant else options.streams
-    work = batches(tokenizer, width, options.prompts)
-    with torch.inference_mode():
-        answer(model, work[0], options.temperature, assistant)  # warm-up
-        results = [answer(model, inputs, options.temperature, assistant) for inputs in work]
-    tokens, seconds = sum(r[2] for r in results), sum(r[1] for r in results)
-    print(json.dumps({"tokens_per_s": tokens / seconds, "ttft_s": [r[0] for r in results]}))
+    model, assistant = load(options.model, options.device), None
+    if options.assistant:
+        assistant = load(options.assistant, options.assistant_device or options.device)
+    for streams, temperature in itertools.product(options.streams, options.temperature):
+        width = 1 if assistant else streams
+        work = batches(tokenizer, width, max(options.prompts, width), options.device)
+        line = measure(model, assistant, work, temperature)
+        print(json.dumps({"streams": streams, "temperature": temperature} | line), flush=True)
 
 
 if __name__ == "__main__":
