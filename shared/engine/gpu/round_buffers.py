@@ -4,6 +4,7 @@ The device's side never moves, so that a captured graph finds the next round whe
 last.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ class RoundBuffers:
         is_pinned = device.type == "cuda"
         self._staged = torch.zeros(fields.end, dtype=torch.int32, pin_memory=is_pinned)
         self._words: Words = self._staged.numpy()
+        self._tables = self._words[fields.block_tables :].reshape(max_sequences, max_blocks)
         self._device = torch.zeros(fields.end, dtype=torch.int32, device=device)
         self._fields = fields
         self._num_rows = self._num_sequences = 0  # of the last round: what is to be cleared
@@ -90,30 +92,29 @@ class RoundBuffers:
         """
         if self._sent is not None:
             self._sent.synchronize()
-        fields, words = self._fields, self._words
-        row = longest = 0
-        for index, span in enumerate(spans):
-            num_rows, num_blocks = len(span.token_ids), len(span.block_ids)
-            end = span.start + num_rows
-            words[fields.token_ids + row : fields.token_ids + row + num_rows] = span.token_ids
-            table = fields.block_tables + index * self._max_blocks
-            words[table : table + num_blocks] = span.block_ids
-            positions = range(span.start, end)
-            words[fields.positions + row : fields.positions + row + num_rows] = positions
-            words[fields.slots + row : fields.slots + row + num_rows] = [
-                span.block_ids[p // self._block_size] * self._block_size + p % self._block_size
-                for p in positions
-            ]
-            words[fields.query_starts + index] = row
-            words[fields.context_lens + index] = end
-            row += num_rows
-            longest = max(longest, num_rows)
-        self._pad(row, len(spans))
-        used = fields.block_tables + len(spans) * self._max_blocks
+        fields, words, num_sequences = self._fields, self._words, len(spans)
+        for table, span in zip(self._tables, spans, strict=False):
+            table[: len(span.block_ids)] = span.block_ids
+        counts = np.array([len(span.token_ids) for span in spans])
+        starts = np.array([span.start for span in spans])
+        ends = counts.cumsum()
+        num_rows = int(ends[-1])
+        sequences = np.arange(num_sequences).repeat(counts)
+        positions = np.arange(num_rows) + (starts - ends + counts)[sequences]
+        blocks, offsets = np.divmod(positions, self._block_size)
+        token_ids = list(itertools.chain.from_iterable(span.token_ids for span in spans))
+        words[fields.token_ids : fields.token_ids + num_rows] = token_ids
+        words[fields.positions : fields.positions + num_rows] = positions
+        slots = self._tables[sequences, blocks] * self._block_size + offsets
+        words[fields.slots : fields.slots + num_rows] = slots
+        words[fields.query_starts : fields.query_starts + num_sequences] = ends - counts
+        words[fields.context_lens : fields.context_lens + num_sequences] = starts + counts
+        self._pad(num_rows, num_sequences)
+        used = fields.block_tables + num_sequences * self._max_blocks
         self._device[:used].copy_(self._staged[:used], non_blocking=True)
         if self._sent is not None:
             self._sent.record()
-        return RoundShape(row, len(spans), longest)
+        return RoundShape(num_rows, num_sequences, int(counts.max()))
 
     def _pad(self, num_rows: int, num_sequences: int) -> None:
         """Rows and sequences that the last round had and this one has not are nobody's."""
