@@ -88,26 +88,12 @@ def _limits(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _multiply(
-    left: tl.tensor, right: tl.tensor, total: tl.tensor, is_transposed: tl.constexpr
-) -> tl.tensor:
-    """`total` plus the product, computed as its own transpose or not: to turn one costs nothing."""
-    if is_transposed:
-        product = tl.dot(tl.trans(right), tl.trans(left), tl.trans(total), input_precision="ieee")
-        product = tl.trans(product)
-    else:
-        product = tl.dot(left, right, total, input_precision="ieee")
-    return product
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_tile(  # noqa: PLR0917  # Triton passes arguments by position
+def _add_tile(  # Triton passes arguments by position
     scores: tl.tensor,  # [block_m, block_n], -inf: not seen
     values: tl.tensor,  # [block_n, D]
     outputs: tl.tensor,  # [block_m, D]
     maxima: tl.tensor,  # [block_m]
     sums: tl.tensor,  # [block_m]
-    is_transposed: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Outputs, maxima and sums with one tile more; for a row that sees none of it, the same."""
     new_maxima = tl.maximum(maxima, tl.max(scores, axis=1))
@@ -116,7 +102,9 @@ def _add_tile(  # noqa: PLR0917  # Triton passes arguments by position
     weights = tl.exp2(scores - reference[:, None])
     decay = tl.exp2(maxima - reference)
     sums = sums * decay + tl.sum(weights, axis=1)
-    outputs = _multiply(weights.to(values.dtype), values, outputs * decay[:, None], is_transposed)
+    outputs = tl.dot(
+        weights.to(values.dtype), values, outputs * decay[:, None], input_precision="ieee"
+    )
     return outputs, new_maxima, sums
 
 
@@ -150,11 +138,10 @@ def _scores_of_tile(
     keys: tl.tensor,  # [block_n, D]
     score_scale: tl.tensor,
     soft_cap: tl.constexpr,
-    is_transposed: tl.constexpr,
 ) -> tl.tensor:
     """Base 2 logits of a tile, [block_m, block_n], as if all of it were seen."""
     zeros = tl.zeros([queries.shape[0], keys.shape[0]], tl.float32)
-    scores = _multiply(queries, tl.trans(keys), zeros, is_transposed) * score_scale
+    scores = tl.dot(queries, tl.trans(keys), zeros, input_precision="ieee") * score_scale
     if soft_cap > 0.0:
         # 2 ** 126 is infinite enough for tanh = 1.
         scores = soft_cap - 2.0 * soft_cap / (tl.exp2(tl.minimum(scores, 126.0)) + 1.0)
@@ -181,7 +168,6 @@ def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
     score_scale: tl.tensor, soft_cap: tl.constexpr, window: tl.constexpr,
     num_kv_heads: tl.constexpr, head_dim: tl.constexpr, block_size: tl.constexpr,
     block_n: tl.constexpr, chunk_len: tl.constexpr, holds_segments: tl.constexpr,
-    is_transposed: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Weighted values [block_m, D], maxima and sums [block_m] of an item, tile after tile.
 
@@ -214,13 +200,13 @@ def attend_chunks(  # noqa: PLR0917  # Triton passes arguments by position
                     all_outputs, all_maxima, all_sums, outputs, maxima, sums
                 )
                 outputs, maxima, sums = _nothing_seen(queries.shape[0], queries.shape[1])
-        scores = _scores_of_tile(queries, keys, score_scale, soft_cap, is_transposed)
+        scores = _scores_of_tile(queries, keys, score_scale, soft_cap)
         if (tile + block_n > seen_to) | (tile < seen_from):
             is_visible = _is_visible(
                 tokens, row_tokens, item_ptr, end, positions_ptr, tree_bits_ptr, window
             )
             scores = tl.where(is_visible, scores, float("-inf"))
-        outputs, maxima, sums = _add_tile(scores, values, outputs, maxima, sums, is_transposed)
+        outputs, maxima, sums = _add_tile(scores, values, outputs, maxima, sums)
     if holds_segments:
         outputs, maxima, sums = add_part(all_outputs, all_maxima, all_sums, outputs, maxima, sums)
     return outputs, maxima, sums

@@ -45,8 +45,6 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     programs_per_sm: int
-    is_transposed: bool = False  # tokens as rows of products, and rows as columns
-    max_registers: int | None = None  # of a thread
 
 
 # (block_m, D padded to a power of 2).
@@ -142,7 +140,7 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
     num_kv_heads: tl.constexpr, group_size: tl.constexpr, head_dim: tl.constexpr,
     block_size: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
     chunk_len: tl.constexpr, merges_apart: tl.constexpr,
-    is_transposed: tl.constexpr, is_interpreted: tl.constexpr,
+    is_interpreted: tl.constexpr,
 ) -> None:  # fmt: skip
     packed = tl.arange(0, block_m)  # row of the tile x G + query head of the group
     dims = tl.arange(0, triton.next_power_of_2(head_dim))[None, :]
@@ -170,7 +168,7 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
                 block_tables_ptr + tl.load(item_ptr) * max_blocks, positions_ptr + first_row,
                 bits_ptr, item_ptr, head, first_token + packed // group_size, score_scale,
                 soft_cap, window, num_kv_heads, head_dim, block_size, block_n, chunk_len,
-                not merges_apart, is_transposed,
+                not merges_apart,
             )  # fmt: skip
             out_ptrs = out_ptr + (rows * (group_size * num_kv_heads) + heads)[:, None] * head_dim
             _finish_item(
@@ -354,10 +352,8 @@ def _constants(work: AttentionWork, config: Config) -> dict[str, Any]:
         "block_n": config.block_n,
         "chunk_len": work.chunk_len,
         "merges_apart": work.merges_apart,
-        "is_transposed": config.is_transposed,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
-        "maxnreg": config.max_registers,
         "enable_fp_fusion": False,
     }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.attention_work import AttentionBatch
-from kernels.gpu.verify_attention import CONFIGS, FP8_CONFIGS, Config
+from kernels.gpu.verify_attention import CONFIGS, FP8_CONFIGS
 from tests.kernels.gpu.attention_rounds import (
     Lens,
     Round,
@@ -90,7 +90,6 @@ def test_a_shared_prefix(device: str) -> None:
     assert_close(attend(attention), attend_reference(attention))
 
 
-TRANSPOSED = Config(64, 4, 2, 2, is_transposed=True)
 CUT, WHOLE = 1_000_000, 1  # processors: tiles are cut where there are many, whole for one
 
 
@@ -248,24 +247,14 @@ def test_company_and_programs_change_no_bit(num_programs: int, device: str) -> N
 
 
 @pytest.mark.parametrize("window", [None, 300])
-@pytest.mark.parametrize("config", [None, TRANSPOSED], ids=["default", "transposed"])
-def test_cutting_changes_no_bit(config: Config | None, window: int | None, device: str) -> None:
+def test_cutting_changes_no_bit(window: int | None, device: str) -> None:
     """A tile whole, or in chunks that several programs compute and one merges, is the same."""
     attention = make_round([(3, 580), (1, 130)], device=device, group_size=7)
     first, *others = (
-        attend(attention, chunk_len=64, window=window, num_processors=num_processors, config=config)
+        attend(attention, chunk_len=64, window=window, num_processors=num_processors)
         for num_processors in (WHOLE, 6, CUT)
     )
     assert all(torch.equal(first, other) for other in others)
-
-
-@pytest.mark.parametrize("block_m", [16, 32])
-def test_products_may_be_computed_transposed(block_m: int, device: str) -> None:
-    """With tokens as rows: masks, parts and heads that are no power of 2 are where they were."""
-    for head_dim in (96, 128):
-        attention = make_round([(5, 300), (1, 63)], device=device, head_dim=head_dim)
-        got = attend(attention, block_m=block_m, window=200, config=TRANSPOSED)
-        assert_close(got, attend_reference(attention, window=200))
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -366,7 +355,7 @@ def test_hopper_holds_it_without_spills(
         "soft_cap": 0.0, "window": 0, "num_kv_heads": 8, "group_size": 4, "head_dim": head_dim,
         "block_size": block_size, "block_m": block_m, "block_n": config.block_n,
         "chunk_len": 64 if merges_apart else 256, "merges_apart": merges_apart,
-        "is_transposed": config.is_transposed, "is_interpreted": False,
+        "is_interpreted": False,
     }  # fmt: skip
     resources = compile_for_sm90(
         "kernels.gpu.verify_attention",
@@ -377,7 +366,7 @@ def test_hopper_holds_it_without_spills(
         constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        options={"enable_fp_fusion": False, "maxnreg": config.max_registers},
+        options={"enable_fp_fusion": False},
     )
     assert resources.spill_bytes == 0
     assert resources.shared_bytes * config.programs_per_sm <= SM_SHARED_BYTES
