@@ -10,7 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.silu_mul import silu_mul_reference
-from kernels.gpu.skinny_linear import MAX_ROWS, Tiles, row_scales, skinny_linear_reference
+from kernels.gpu.skinny_linear import (
+    MAX_ROWS,
+    Tiles,
+    launch_options,
+    row_scales,
+    skinny_linear_reference,
+)
 
 TILES = Tiles(64, 64, 4, 5)  # two tiles of W at a time; pinned as in `skinny_linear`
 
@@ -108,11 +114,6 @@ def skinny_gate(
         num_out=num_out,
         num_in=num_in,
         num_parts=squares.shape[1],
-        block_n=tiles.block_n,
-        block_t=MAX_ROWS,
-        block_k=tiles.block_k,
-        is_interpreted=not x.is_cuda,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **launch_options(tiles, x),
     )  # fmt: skip
     return out

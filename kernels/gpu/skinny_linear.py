@@ -9,7 +9,7 @@ Outputs lie along the long side of the instruction (y^T = W x^T). One order of s
 the number of rows, so a row's result does not depend on the others.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -149,6 +149,18 @@ def _skinny_linear_kernel(  # noqa: PLR0917  # kernels take their arguments by p
         tl.store(part_ptrs, tl.sum(wide * wide, axis=0), mask=rows < num_rows)
 
 
+def launch_options(tiles: Tiles, x: Tensor) -> dict[str, Any]:
+    """What the kernels of few rows are compiled for, besides their sizes."""
+    return {
+        "block_n": tiles.block_n,
+        "block_t": MAX_ROWS,
+        "block_k": tiles.block_k,
+        "is_interpreted": not x.is_cuda,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+
+
 def skinny_linear(
     x: Tensor,
     weight: Tensor,
@@ -197,11 +209,6 @@ def skinny_linear(
         num_out=num_out,
         num_in=num_in,
         num_parts=1 if squares is None else squares.shape[1],
-        block_n=tiles.block_n,
-        block_t=MAX_ROWS,
-        block_k=tiles.block_k,
-        is_interpreted=not x.is_cuda,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **launch_options(tiles, x),
     )  # fmt: skip
     return out

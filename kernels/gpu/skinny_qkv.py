@@ -15,6 +15,7 @@ from kernels.gpu.skinny_linear import (
     MAX_ROWS,
     NARROW,
     Tiles,
+    launch_options,
     products,
     row_scales,
     skinny_linear_reference,
@@ -151,12 +152,7 @@ def skinny_qkv(  # noqa: PLR0917  # three buffers of the round, two of the cache
         num_in=num_in,
         num_parts=squares.shape[1],
         block_size=keys.shape[2],
-        block_n=tiles.block_n,
-        block_t=MAX_ROWS,
-        block_k=tiles.block_k,
-        is_interpreted=not x.is_cuda,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **launch_options(tiles, x),
     )  # fmt: skip
     return qkv
 
