@@ -18,6 +18,7 @@ from bench.gpu_timing import copy_bandwidth, device_ms, graph_of
 from kernels.gpu.attention_work import AttentionBatch, AttentionWork, max_items, plan_attention_work
 from kernels.gpu.verify_attention import verify_attention
 from kernels.head_layout import HeadLayout
+from shared.engine.gpu.limits import DECODE, FEW_DECODE, FEW_VERIFY, VERIFY, Tiling
 
 LAYOUT = HeadLayout(32, 8, 128)
 NUM_LAYERS = 8
@@ -26,15 +27,13 @@ SHAPES = (  # sequences, rows of each, tokens of context
     (64, 1, 1024), (1, 5, 32_768), (8, 5, 8192),
 )  # fmt: skip
 BLOCK_SIZES = (16, 64)
-CHUNK_LENS = (256, 512)
-TILES = (16, 32)
+TILINGS = (DECODE, VERIFY, FEW_DECODE, FEW_VERIFY)
 
 
 def measure(
     shape: tuple[int, int, int],
     block_size: int,
-    chunk_len: int,
-    block_m: int,
+    tiling: Tiling,
     cache_dtype: torch.dtype,
 ) -> float:
     """Gigabytes of context a second."""
@@ -58,10 +57,13 @@ def measure(
     items = max_items(
         [(rows, tokens + rows)] * count,
         group_size=LAYOUT.group_size,
-        block_m=block_m,
-        chunk_len=chunk_len,
+        block_m=tiling.block_m,
+        chunk_len=tiling.chunk_len,
     )
-    work = AttentionWork.allocate(items, rows * count, LAYOUT, block_m, device, chunk_len=chunk_len)
+    work = AttentionWork.allocate(
+        items, rows * count, LAYOUT, tiling.block_m, device,
+        chunk_len=tiling.chunk_len, merges_apart=tiling.merges_apart,
+    )  # fmt: skip
     plan_attention_work(batch, work)
     qkv = torch.randn(rows * count, LAYOUT.num_all * LAYOUT.head_dim, device=device).bfloat16()
     out = qkv.new_empty(rows * count, LAYOUT.num_heads * LAYOUT.head_dim)
@@ -88,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = []
     for shape in SHAPES:
         found = {
-            f"block {size} chunk {chunk} tile {tile}": measure(
-                shape, size, chunk, tile, cache_dtype
+            f"block {size} chunk {tiling.chunk_len} tile {tiling.block_m}": measure(
+                shape, size, tiling, cache_dtype
             )
-            for size, chunk, tile in itertools.product(BLOCK_SIZES, CHUNK_LENS, TILES)
+            for size, tiling in itertools.product(BLOCK_SIZES, TILINGS)
         }
         lines.append({"shape": shape, "gb_s": found, "copy_gb_s": bandwidth})
         text = "  ".join(f"{name}: {speed:.0f}" for name, speed in found.items())

@@ -17,7 +17,7 @@ class Tiling(NamedTuple):
 
 DECODE, VERIFY, PREFILL = Tiling(16), Tiling(32), Tiling(128)
 # One or two sequences do not fill a GPU: small chunks, 7.9 instead of 10.7 us a layer for a row of
-# 1,024 tokens, 9.2 instead of 15.4 for five (H200, bench.gpu_attention); for eight it is slower.
+# 1,024 tokens, 9.2 instead of 15.4 for five (H200, docs/decisions.md); for eight it is slower.
 FEW_DECODE, FEW_VERIFY = Tiling(16, 64, merges_apart=True), Tiling(32, 64, merges_apart=True)
 FEW_SEQUENCES, FEW_ROWS, FEW_CONTEXT = 2, 32, 4_096  # a longer context is chunks enough
 # Dense where a row more costs something, sparse where the pass is bound by its weights anyway.
