@@ -2,8 +2,8 @@
 
 A round is staged (written on the host), launched (one copy to the device, kernels, one copy back)
 and collected (one wait). Everything that varies is read from the device, so a launch over logits
-that graphs write is itself a graph, replayed. One round at a time: where rounds overlap, two
-samplers take turns.
+that graphs write is itself a graph, replayed. One round at a time: the next is staged when the
+tokens of this one are known.
 
 Filters and adjustments cost only rounds that have them. Filters are one kernel more, and graphs of
 their own; how many kernels adjustments take depends on the round, so it is launched one by one.

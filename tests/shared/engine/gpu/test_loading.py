@@ -8,20 +8,17 @@ import torch
 from shared.common.errors import ConfigError
 from shared.config.model import CacheDtype, Dtype
 from shared.engine.gpu.loading import check_capability, memory_plan
-from shared.engine.settings import ModelSettings
+from tests.settings import GPU_SETTINGS
 from tests.shared.engine.gpu.test_memory import H200_BYTES, LLAMA_3_8B
 
-SETTINGS = ModelSettings(
-    device="cuda",
+SETTINGS = dataclasses.replace(
+    GPU_SETTINGS,
     dtype=Dtype.AUTO,
     block_size=64,
     cache_tokens=0,
-    max_model_len=0,
     max_rows=512,
     max_sequences=64,
     memory_share=0.9,
-    is_batch_invariant=False,
-    threads=1,
 )
 FP8 = dataclasses.replace(SETTINGS, cache_dtype=CacheDtype.FP8)
 
