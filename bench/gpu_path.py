@@ -8,6 +8,7 @@ pair. The peer is transformers in a process of its own, with no server around it
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -73,8 +74,10 @@ def measure_peer(target: Path, streams: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def gpu_names() -> list[str]:
-    """What is here, and its driver."""
+    """What CUDA may see here, and its driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    query += [f"--id={visible}"] if visible else []
     return subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
 
 

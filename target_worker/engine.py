@@ -71,6 +71,7 @@ class Engine:
         self._rounds = rounds
         self._overlap_from = overlap_from
         self._flight: Flight | None = None
+        self._following: Flight | None = None  # begun behind the flight, and before it has landed
         self._landing: Landing | None = None  # to be booked when the next round has begun
         self._scheduler = scheduler
         self._speculation = speculation
@@ -190,7 +191,8 @@ class Engine:
         """Run one round, if there is anything to run.
 
         Where rounds overlap, the next one is begun between taking in the tokens of one and booking
-        them, so that a device does not wait for text and records.
+        them, so that a device does not wait for text and records. Where nobody guesses, it is begun
+        even before: its tokens are read one round late, and the device never waits.
 
         Raises:
             EngineBroken: the model fails for everybody.
@@ -201,7 +203,11 @@ class Engine:
                 return pause
             if self._overlap_from is not None:
                 return GO_ON  # what was planned is said while it computes
+        self._follow()
         self._landing = landing = self._land()
+        if self._flight is not None:
+            self._book()
+            return GO_ON
         if self._overlap_from is None:
             self._book()
             return GO_ON
@@ -234,10 +240,25 @@ class Engine:
         self._flight = Flight(self._rounds.begin(rows, copies), offers, started_s)
         return None
 
-    def _accept(self, flight: Flight) -> list[Accepted]:
+    def _follow(self) -> None:
+        """Begin the round after the one under way, where its outcome decides nothing but tokens."""
+        flight = self._flight
+        assert flight is not None
+        if not self._speculation.is_quiet(flight.begun.rows):
+            return
+        self._expire()
+        rows = self._scheduler.follow(flight.begun.rows)
+        if not rows or not self._rounds.can_follow(flight.begun, rows):
+            return
+        offers = self._speculation.plan_behind(rows, self._outcome)
+        copies, self._scheduler.copies = self._scheduler.copies, []
+        begun = self._rounds.begin_behind(flight.begun, rows, copies)
+        self._following = Flight(begun, offers, self._clock.monotonic_s())
+
+    def _accept(self, flight: Flight, results: Sequence[Verified]) -> list[Accepted]:
         """Take in the tokens of a round: all that planning the next one needs."""
         accepted = []
-        for result, offer in zip(self._rounds.finish(flight.begun), flight.offers, strict=True):
+        for result, offer in zip(results, flight.offers, strict=True):
             session = result.row.session
             found = self._sessions.get(session.session_id)
             if found is None or found[2] is not session:
@@ -261,11 +282,15 @@ class Engine:
         return accepted
 
     def _land(self) -> Landing:
-        """Take in the tokens of the round under way."""
-        flight, self._flight = self._flight, None
+        """Take in the tokens of the round under way. The one begun behind it is under way then."""
+        flight, following = self._flight, self._following
         assert flight is not None
-        accepted = self._accept(flight)
+        results = self._rounds.finish(flight.begun)
+        accepted = self._accept(flight, results)
         landed_s = self._clock.monotonic_s()
+        self._flight = self._following = None
+        if following is not None and not any(one.is_repeated for one in results):
+            self._flight = replace(following, started_s=landed_s)
         began_s = flight.started_s if self._round_end_s is None else self._round_end_s
         return Landing(flight, accepted, landed_s, landed_s - began_s)
 

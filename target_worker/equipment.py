@@ -110,7 +110,12 @@ def build_engine(config: Config, equipment: Equipment, worker_id: str, clock: Cl
         per_row_ms=round(1e3 * per_row_s, 3),
     )
     return Engine(
-        Rounds(runner, model.sampler, lambda: self_test(runner, model.sampler, pool)),
+        Rounds(
+            runner,
+            model.sampler,
+            lambda: self_test(runner, model.sampler, pool),
+            model.follower,
+        ),
         Scheduler(
             pool,
             max_num_seqs=config.max_num_seqs,

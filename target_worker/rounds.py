@@ -4,15 +4,18 @@ A session that makes the pass or the sampler fail is found and named; the others
 the same round all the same. Knows nothing of queues, drafters or policy.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
+from shared.engine.adjustments import changes_logits
+from shared.engine.following import Follow, Follower
 from shared.engine.samplers import Collect, Sampler
 from shared.engine.sampling import VerifyRequest
-from shared.engine.spans import Runner
+from shared.engine.spans import Runner, Span
 from target_worker.scheduler import Row
+from target_worker.session import Session
 
 _log = structlog.get_logger()
 
@@ -32,6 +35,7 @@ class Verified:
     row: Row
     token_ids: list[int]  # confirmed, the corrected or bonus one last; empty for a prefill chunk
     error: Exception | None = None
+    is_repeated: bool = False  # in a pass of its own, because the round failed
 
     @property
     def num_accepted(self) -> int:
@@ -55,12 +59,20 @@ class Rounds:
         runner: the model.
         sampler: chooses tokens from its logits.
         self_test: a pass that any working model survives; tells a broken engine from bad sessions.
+        follower: begins rounds behind one under way, where the device can.
     """
 
-    def __init__(self, runner: Runner, sampler: Sampler, self_test: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        self_test: Callable[[], None],
+        follower: Follower | None = None,
+    ) -> None:
         self._runner = runner
         self._sampler = sampler
         self._self_test = self_test
+        self._follower = follower
 
     def run(self, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()) -> list[Verified]:
         """Compute and verify all rows: `begin` and `finish`."""
@@ -80,8 +92,41 @@ class Rounds:
         except Exception as error:  # noqa: BLE001 -- whatever one session's tokens provoke is pinned on it
             return Begun(rows, None, error)
 
+    def can_follow(self, begun: Begun, rows: Sequence[Row]) -> bool:
+        """Whether `rows` can begin while what they go on from is unknown to this side.
+
+        Args:
+            begun: the round under way.
+            rows: one token each, without guesses, of sessions that are sampled there.
+        """
+        follower = self._follower
+        return (
+            follower is not None
+            and begun.collect is not None
+            and not any(_is_adjusted(row.session) for row in rows)
+            and follower.has_room([span for _, span in _following(begun, rows)])
+        )
+
+    def begin_behind(
+        self, begun: Begun, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()
+    ) -> Begun:
+        """Start a round that `can_follow` another. That one is finished first.
+
+        Should a row of that one have to be repeated, this one is of no use: it went on from what
+        the device chose before.
+        """
+        assert self._follower is not None
+        follows, spans = zip(*_following(begun, rows), strict=True)
+        if copies:
+            self._runner.copy_blocks(copies)
+        try:
+            requests = [_request(row) for row in rows]
+            return Begun(rows, self._follower.begin(spans, requests, follows))
+        except Exception as error:  # noqa: BLE001 -- as in `begin`
+            return Begun(rows, None, error)
+
     def finish(self, begun: Begun) -> list[Verified]:
-        """Wait for what was begun, once and before the next is begun.
+        """Wait for what was begun: once, in the order of beginning, before another `begin`.
 
         Raises:
             EngineBroken: it failed for everybody, and so did the self-test.
@@ -106,9 +151,10 @@ class Rounds:
     def _alone(self, row: Row) -> Verified:
         """One row in a pass of its own. What it computed in the failed pass is computed again."""
         try:
-            return _paired([row], self._begin_pass([row])())[0]
+            (result,) = _paired([row], self._begin_pass([row])())
+            return replace(result, is_repeated=True)
         except Exception as error:  # noqa: BLE001 -- it becomes this session's failure
-            return Verified(row, [], error)
+            return Verified(row, [], error, is_repeated=True)
 
     def _check_health(self, verified: Sequence[Verified]) -> None:
         if any(result.error is None for result in verified):
@@ -117,6 +163,27 @@ class Rounds:
             self._self_test()
         except Exception as error:
             raise EngineBroken("no row of a round and not the self-test either") from error
+
+
+def _following(begun: Begun, rows: Sequence[Row]) -> Iterator[tuple[Follow, Span]]:
+    """Where each row goes on, and its span, as though every guess under way were right."""
+    leaders: dict[Session, tuple[int, Row]] = {}
+    first_row = 0
+    for leader in begun.rows:
+        if leader.is_sampled:
+            leaders[leader.session] = first_row, leader
+            first_row += 1 + len(leader.draft_token_ids)
+    for row in rows:
+        first_row, leader = leaders[row.session]
+        table, num_drafts = row.session.table, len(leader.draft_token_ids)
+        assert table is not None
+        start = row.session.num_computed + leader.num_tokens + num_drafts
+        yield Follow(first_row, num_drafts), Span([0], start, table.block_ids, 1)
+
+
+def _is_adjusted(session: Session) -> bool:
+    """Whether its next logits depend on tokens before, other than by the model."""
+    return changes_logits(session.params, session.num_output)
 
 
 def _paired(rows: Sequence[Row], confirmed: Iterable[list[int]]) -> list[Verified]:

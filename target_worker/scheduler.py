@@ -114,6 +114,31 @@ class Scheduler:
         ]
         return decoding + self._prefills(self.max_batched_tokens - len(decoding))
 
+    def follow(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows for the round after one that is under way, whatever that one confirms.
+
+        One token for each session that may go on. None where planning needs to know the outcome:
+        somebody may be let in or computes a prompt, or there is no free block.
+        """
+        if self.waiting and len(self.running) < self.max_num_seqs:
+            return []
+        leaders = {row.session: row for row in rows if row.is_sampled}
+        following = []
+        for session in self.running:
+            leader = leaders.get(session)
+            if leader is None:
+                return []
+            num_tokens = len(session.token_ids) + 1  # at least
+            if num_tokens < session.max_len:
+                assert session.table is not None
+                try:
+                    num_tokens += len(leader.draft_token_ids)
+                    self._copied(session.table.extend(num_tokens))
+                except OutOfBlocks:
+                    return []
+                following.append(Row(session, 1, is_sampled=True))
+        return following
+
     def max_drafts(self, rows: Sequence[Row]) -> int:
         """Guesses that may be added to these rows in all."""
         return self.max_batched_tokens - sum(row.num_tokens for row in rows)

@@ -64,18 +64,20 @@ class Speculation:
         Returns:
             Per row, what its session's drafter had to offer.
         """
-        now_s = self._clock.monotonic_s()
-        mode = self.goodput.choose(len(rows), lambda: self._predicted_gain(len(rows)))
-        if mode is not self._mode:
-            self._mode = mode
-            self._switched_s = now_s
-            _log.info("speculation_switched", mode=mode, num_streams=len(rows))
-        for row in rows:
-            self._tend(row.session, now_s, outcome)
-        offers = [[] if mode is Mode.PLAIN else _offer(row) for row in rows]
+        self._tend_all(rows, outcome)
+        offers = [[] if self._mode is Mode.PLAIN else _offer(row) for row in rows]
         if any(offers):
             self._add_drafts(rows, offers, scheduler)
         return offers
+
+    def is_quiet(self, rows: Sequence[Row]) -> bool:
+        """Whether nobody guesses for these rows' sessions, so that they need not wait for news."""
+        return not any(row.session.link.state is LinkState.ENGAGED for row in rows)
+
+    def plan_behind(self, rows: Sequence[Row], outcome: Outcome) -> Offers:
+        """As `plan`, for a quiet round that begins before the one before is known: no guesses."""
+        self._tend_all(rows, outcome)
+        return [[] for _ in rows]
 
     def grace_s(self, rows: Sequence[Row], offers: Offers) -> float:
         """Seconds to wait for a drafter before this round; 0 nearly always."""
@@ -170,6 +172,17 @@ class Speculation:
         if link.state is not LinkState.IDLE:
             link.closed(self._clock.monotonic_s())
             session.grace.forget()
+
+    def _tend_all(self, rows: Sequence[Row], outcome: Outcome) -> None:
+        """Choose the mode, and tend every session's drafter."""
+        now_s = self._clock.monotonic_s()
+        mode = self.goodput.choose(len(rows), lambda: self._predicted_gain(len(rows)))
+        if mode is not self._mode:
+            self._mode = mode
+            self._switched_s = now_s
+            _log.info("speculation_switched", mode=mode, num_streams=len(rows))
+        for row in rows:
+            self._tend(row.session, now_s, outcome)
 
     def _predicted_gain(self, num_streams: int) -> float:
         survival = self.acceptance.survival(MAX_SPECULATIVE_TOKENS)

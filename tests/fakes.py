@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels.gumbel_top import Top
+from shared.engine.adjustments import changes_logits
+from shared.engine.following import Follow, Follower
 from shared.engine.samplers import Collect, HostSampler
 from shared.engine.sampling import Row, VerifyRequest
 from shared.engine.spans import Span
@@ -117,3 +119,59 @@ class BoundedSampler(HostSampler):
         """See Sampler."""
         check_rows(len(logits), self.max_rows)
         return super().rank(logits, rows, num)
+
+
+class FakeFollower(Follower):
+    """Plays a device that goes on by itself, with what the engine has not read yet.
+
+    Also the sampler of its runner: it knows what the last round confirmed.
+    """
+
+    def __init__(self, runner: FakeRunner, sampler: HostSampler) -> None:
+        self.num_rounds = 0
+        self._runner = runner
+        self._sampler = sampler
+        self._confirmed: dict[int, list[int]] = {}  # by first row, of the last round
+
+    def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
+        """See Sampler."""
+        return self.begin_verify(logits, requests)()
+
+    def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
+        """See Sampler."""
+        collect = self._sampler.begin_verify(logits, requests)
+        confirmed, first_row = collect(), 0
+        self._confirmed = {}
+        for request, tokens in zip(requests, confirmed, strict=True):
+            self._confirmed[first_row] = tokens
+            first_row += 1 + len(request.draft_token_ids)
+        return collect
+
+    def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
+        """See Sampler."""
+        return self._sampler.rank(logits, rows, num)
+
+    def has_room(self, spans: Sequence[Span]) -> bool:
+        """See Follower. The runner refuses what it has no room for."""
+        return bool(spans)
+
+    def begin(
+        self,
+        spans: Sequence[Span],
+        requests: Sequence[VerifyRequest],
+        follows: Sequence[Follow],
+    ) -> Collect:
+        """See Follower."""
+        self.num_rounds += 1
+        placed, known = [], []
+        for span, request, follow in zip(spans, requests, follows, strict=True):
+            assert len(span.token_ids) == span.num_logits == 1
+            assert not request.draft_token_ids
+            assert not changes_logits(request.params, len(request.token_ids) - request.prompt_len)
+            tokens = self._confirmed[follow.first_row]
+            start = span.start - (follow.num_drafts + 1 - max(1, len(tokens)))
+            assert not tokens or start == len(request.token_ids) + len(tokens) - 1
+            token_ids = [*request.token_ids, *tokens]
+            placed.append(Span(token_ids[-1:], start, list(span.block_ids), 1))
+            known.append(VerifyRequest(request.params, token_ids, request.prompt_len, ()))
+        return self.begin_verify(self._runner.run(placed), known)

@@ -17,6 +17,7 @@ from shared.common.errors import ConfigError
 from shared.config.model import CPU, CacheDtype, Dtype
 from shared.engine.config import ARCHITECTURES
 from shared.engine.fields import Fields
+from shared.engine.following import Follower
 from shared.engine.runner import ModelRunner
 from shared.engine.samplers import HostSampler, Sampler
 from shared.engine.settings import ModelSettings
@@ -44,6 +45,7 @@ class Model:
     runner: Runner
     sampler: Sampler
     num_blocks: int
+    follower: Follower | None = None  # where rounds can begin before the one before is known
 
 
 def load_model(directory: Path, settings: ModelSettings) -> Model:
@@ -98,17 +100,22 @@ def _load_on_cpu(directory: Path, settings: ModelSettings, path: Computation) ->
 
 def _load_on_gpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:
     _find_gpu(settings.device)
+    from shared.engine.gpu.following import ready_follower  # noqa: PLC0415 - needs Triton
+
+    config: ModelShape
     if path is Computation.OWN:
         from shared.engine.gpu.loading import load_on_gpu  # noqa: PLC0415 - needs Triton
 
         runner, sampler, num_blocks = load_on_gpu(directory, settings, _Progress())
-        return Model(runner.config, runner, sampler, num_blocks)
-    from shared.engine.foreign.gpu_loading import (  # noqa: PLC0415 - needs Triton, transformers
-        load_foreign_on_gpu,
-    )
+        config = runner.config
+    else:
+        from shared.engine.foreign.gpu_loading import (  # noqa: PLC0415 - Triton, transformers
+            load_foreign_on_gpu,
+        )
 
-    config, runner, sampler, num_blocks = load_foreign_on_gpu(directory, settings, _Progress())
-    return Model(config, runner, sampler, num_blocks)
+        config, runner, sampler, num_blocks = load_foreign_on_gpu(directory, settings, _Progress())
+    follower = None if settings.num_ranks else ready_follower(runner, sampler)  # drafters rank
+    return Model(config, runner, sampler, num_blocks, follower)
 
 
 def _computation(directory: Path) -> Computation:

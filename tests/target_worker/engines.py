@@ -19,7 +19,7 @@ from target_worker.outcome import Outcome
 from target_worker.rounds import Rounds
 from target_worker.scheduler import Scheduler
 from target_worker.speculation import Identity, Speculation
-from tests.fakes import BoundedRunner, BoundedSampler, FakeRunner, ManualClock
+from tests.fakes import BoundedRunner, BoundedSampler, FakeFollower, FakeRunner, ManualClock
 
 V = 50
 DRAFTER = "draft:a"
@@ -57,6 +57,7 @@ class Rig:
     runner: FakeRunner
     clock: ManualClock
     speculation: Speculation
+    follower: FakeFollower
     said: Outcome = field(default_factory=Outcome)
 
     def step(self) -> Outcome:
@@ -120,8 +121,10 @@ def make_rig(
     profile: Sequence[Measured] = (Measured(1, 1, 0.001),),
     wrap: Callable[[FakeRunner], Runner] = lambda runner: runner,
     overlap_from: int | None = None,
+    follows: bool = False,
+    wrap_follower: Callable[[FakeFollower], FakeFollower] = lambda follower: follower,
 ) -> Rig:
-    """An engine on FakeRunner."""
+    """An engine on FakeRunner; with `follows`, as on a device that goes on by itself."""
     clock = ManualClock()
     runner = BoundedRunner(
         max_batched_tokens, vocab_size=V, num_blocks=num_blocks, block_size=block_size
@@ -129,11 +132,14 @@ def make_rig(
     pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(pool, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     speculation = Speculation(policy, Identity("target:a", "words"), profile=profile, clock=clock)
-    rounds = Rounds(wrap(runner), BoundedSampler(max_batched_tokens), self_test=lambda: None)
+    follower = wrap_follower(FakeFollower(runner, BoundedSampler(max_batched_tokens)))
+    rounds = Rounds(
+        wrap(runner), follower, self_test=lambda: None, follower=follower if follows else None
+    )
     engine = Engine(
         rounds, scheduler, speculation, vocab_size=V, clock=clock, overlap_from=overlap_from
     )
-    return Rig(engine, pool, runner, clock, speculation)
+    return Rig(engine, pool, runner, clock, speculation, follower)
 
 
 def make_job(

@@ -19,6 +19,7 @@ class EngineMachine(RuleBasedStateMachine):
     """Every log is a beginning of what the job answers alone, and ends at most once."""
 
     overlap_from: int | None = None
+    follows = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +29,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_batched_tokens=7,
             policy=Policy.ON,
             overlap_from=self.overlap_from,
+            follows=self.follows,
         )
         self.jobs: dict[str, AdmittedJob] = {}
         self.dropped: set[str] = set()
@@ -40,7 +42,7 @@ class EngineMachine(RuleBasedStateMachine):
         prompt_len=st.integers(1, 14),
         max_tokens=st.integers(1, 9),
         num_choices=st.integers(1, 2),
-        temperature=st.sampled_from([0.0, 0.9]),
+        sampling=st.sampled_from([(0.0, 0.0), (0.9, 0.0), (0.9, 0.0), (0.9, 0.8)]),
         deadline_ms=st.sampled_from([None, None, 40]),
     )
     def submit(
@@ -48,13 +50,16 @@ class EngineMachine(RuleBasedStateMachine):
         prompt_len: int,
         max_tokens: int,
         num_choices: int,
-        temperature: float,
+        sampling: tuple[float, float],
         deadline_ms: int | None,
     ) -> str:
-        name = f"job{len(self.jobs)}"
+        name, (temperature, penalty) = f"job{len(self.jobs)}", sampling
         params = [
             SamplingParams(
-                seed=choice_seed(5, choice), temperature=temperature, stop_token_ids=(3,)
+                seed=choice_seed(5, choice),
+                temperature=temperature,
+                presence_penalty=penalty,
+                stop_token_ids=(3,),
             )
             for choice in range(num_choices)
         ]
@@ -142,6 +147,13 @@ class OverlappingMachine(EngineMachine):
     overlap_from = 1
 
 
+class FollowingMachine(EngineMachine):
+    """The same where rounds begin before the one before is known, if nobody guesses."""
+
+    overlap_from = 2
+    follows = True
+
+
 class TellingMachine(EngineMachine):
     """The same where drafters of a small round hear of it before it is booked."""
 
@@ -152,3 +164,5 @@ TestTellingMachine = TellingMachine.TestCase
 TestTellingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestOverlappingMachine = OverlappingMachine.TestCase
 TestOverlappingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestFollowingMachine = FollowingMachine.TestCase
+TestFollowingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -56,6 +56,10 @@ class GpuCache:
         for start in range(0, len(copies), MAX_COPIES):
             self._copy(copies[start : start + MAX_COPIES])
 
+    def clear_block(self, block_id: int) -> None:
+        """Zeros in all layers."""
+        self._caches[:, block_id].zero_()
+
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         if self._sent is not None:
             self._sent.synchronize()  # the copies before may still be read

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.gpu.attention_work import AttentionBatch
+from kernels.gpu.follow_rows import FIRST_ROW, NUM_COLUMNS, NUM_DRAFTS
+from shared.engine.following import Follow
 from shared.engine.spans import Span
 
 Words = NDArray[np.int32]
@@ -35,6 +37,7 @@ class _Fields(NamedTuple):
     slots: int
     query_starts: int
     context_lens: int
+    follows: int
     block_tables: int
     end: int
 
@@ -78,17 +81,22 @@ class RoundBuffers:
         self.token_ids: Tensor = own[fields.token_ids : fields.positions]
         self.positions: Tensor = own[fields.positions : fields.slots]
         self.slots: Tensor = own[fields.slots : fields.query_starts]
+        self.follows: Tensor = own[fields.follows : fields.block_tables].view(-1, NUM_COLUMNS)
         self.attention = AttentionBatch(
             query_starts=own[fields.query_starts : fields.context_lens],
-            context_lens=own[fields.context_lens : fields.block_tables],
+            context_lens=own[fields.context_lens : fields.follows],
             block_tables=own[fields.block_tables :].view(max_sequences, max_blocks),
             positions=self.positions,
         )
 
-    def stage(self, spans: Sequence[Span]) -> RoundShape:
+    def stage(self, spans: Sequence[Span], follows: Sequence[Follow] = ()) -> RoundShape:
         """Write a round's rows and send them to the device, in the order of the current stream.
 
         Waits until the round before has been sent: its copy reads what is written here.
+
+        Args:
+            spans: at least one.
+            follows: where each of them goes on, if the device has yet to complete them.
         """
         if self._sent is not None:
             self._sent.synchronize()
@@ -109,6 +117,10 @@ class RoundBuffers:
         words[fields.slots : fields.slots + num_rows] = slots
         words[fields.query_starts : fields.query_starts + num_sequences] = ends - counts
         words[fields.context_lens : fields.context_lens + num_sequences] = starts + counts
+        for place, follow in enumerate(follows):
+            start = fields.follows + place * NUM_COLUMNS
+            words[start + FIRST_ROW] = follow.first_row
+            words[start + NUM_DRAFTS] = follow.num_drafts
         self._pad(num_rows, num_sequences)
         used = fields.block_tables + num_sequences * self._max_blocks
         self._device[:used].copy_(self._staged[:used], non_blocking=True)
@@ -124,11 +136,12 @@ class RoundBuffers:
         words[fields.positions + num_rows : fields.positions + last] = 0
         words[fields.slots + num_rows : fields.query_starts] = -1
         words[fields.query_starts + num_sequences : fields.context_lens] = num_rows
-        words[fields.context_lens + num_sequences : fields.block_tables] = 0
+        words[fields.context_lens + num_sequences : fields.follows] = 0
         self._num_rows, self._num_sequences = num_rows, num_sequences
 
 
 def _fields(max_rows: int, max_sequences: int, max_blocks: int) -> _Fields:
-    sizes = (max_rows, max_rows, max_rows, max_sequences + 1, max_sequences)
+    per_sequence = (max_sequences + 1, max_sequences, NUM_COLUMNS * max_sequences)
+    sizes = (max_rows, max_rows, max_rows, *per_sequence)
     starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
     return _Fields._make([*starts, starts[-1] + max_sequences * max_blocks])

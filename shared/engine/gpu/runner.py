@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.attention_work import AttentionWork, max_items
+from kernels.gpu.follow_rows import follow_rows
 from shared.engine.config import ModelConfig
+from shared.engine.following import Follow
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder, GpuLayers
 from shared.engine.gpu.graphs import RoundGraphs
 from shared.engine.gpu.limits import GpuLimits, Tiling
 from shared.engine.gpu.passes import passes
 from shared.engine.gpu.round_buffers import RoundBuffers
+from shared.engine.gpu.sampler_buffers import SamplerResults
 from shared.engine.gpu.weights import load_gpu_weights
 from shared.engine.shape import ModelShape
 from shared.engine.spans import Runner, Span
@@ -134,9 +137,7 @@ class GpuRunner(Runner):
             table = [0] * -(-size // limits.block_size)
             logits = self._run_pass([Span([0] * size, 0, table, 1)])
         self.copy_blocks([(0, 0)])
-        for keys, values in self._cache.layers:
-            keys[0].zero_()
-            values[0].zero_()
+        self._cache.clear_block(0)
         return logits
 
     @torch.inference_mode()
@@ -145,15 +146,55 @@ class GpuRunner(Runner):
 
         A round of more rows, sequences or attention than was set aside is run in several passes.
         """
-        fitting = [part for piece in self._pieces(spans) for part in self._halves(piece)]
+        fitting = self._fitting(spans)
         if len(fitting) == 1:
             return self._run_pass(fitting[0])
         return torch.cat([self._run_pass(part).clone() for part in fitting])
+
+    def has_room(self, spans: Sequence[Span]) -> bool:
+        """Whether one pass can compute all of it."""
+        return len(self._fitting(spans)) == 1
+
+    @torch.inference_mode()
+    def run_behind(
+        self, spans: Sequence[Span], follows: Sequence[Follow], before: SamplerResults
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of rows that go on where another round ends, which the device has yet to choose.
+
+        Args:
+            spans: see `shared.engine.following.Follower.begin`; there is room for them.
+            follows: one a span.
+            before: what that round finds.
+
+        Returns:
+            Logits as those of `run`, and the rows' positions, [rows] int32 until the next round.
+        """
+        buffers = self._buffers
+        num_rows = buffers.stage(spans, follows).num_rows
+        follow_rows(
+            before.choice.token_ids.view(-1),
+            before.num_confirmed,
+            buffers.follows[:num_rows],
+            buffers.attention,
+            token_ids=buffers.token_ids,
+            slots=buffers.slots,
+            block_size=self._limits.block_size,
+        )
+        return self._run_rows(num_rows, self._tiling(spans)), buffers.positions[:num_rows]
+
+    @torch.inference_mode()
+    def clear_block(self, block_id: int) -> None:
+        """Leave a block as if nothing had been written to it."""
+        self._cache.clear_block(block_id)
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """See Runner."""
         self._cache.copy_blocks(copies)
+
+    def _fitting(self, spans: Sequence[Span]) -> list[Sequence[Span]]:
+        """A round as the passes that have room for it."""
+        return [part for piece in self._pieces(spans) for part in self._halves(piece)]
 
     def _pieces(self, spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
         """A round cut where it has more rows than a pass."""

@@ -38,18 +38,15 @@ class SamplerInputs:
     not those of the round before: sessions stay together for many rounds.
 
     Args:
-        max_rows: of a round at most.
-        device: of the kernels.
+        rows: [max_rows, NUM_FIELDS] int64 zeros on the device, which several of these may share.
+        filters: [max_rows, NUM_FILTERS] int64, the same.
     """
 
-    def __init__(self, max_rows: int, device: torch.device) -> None:
-        shapes = (max_rows, columns.NUM_FIELDS), (max_rows, filter_columns.NUM_FILTERS)
-        is_pinned = device.type == "cuda"
-        self.rows, self.filters = (
-            torch.zeros(shape, dtype=torch.int64, device=device) for shape in shapes
-        )
+    def __init__(self, rows: Tensor, filters: Tensor) -> None:
+        self.rows, self.filters = rows, filters
         self._host_rows, self._host_filters = (
-            torch.zeros(shape, dtype=torch.int64, pin_memory=is_pinned) for shape in shapes
+            torch.zeros(own.shape, dtype=torch.int64, pin_memory=own.is_cuda)
+            for own in (rows, filters)
         )
         self._words: Ids = self._host_rows.numpy()
         self._floats = self._words.view(np.float64)
@@ -63,6 +60,13 @@ class SamplerInputs:
         self._repeats: Ids = np.zeros(0, np.int64)  # the same
         self._offsets: Ids = np.zeros(0, np.int64)  # of each row from its request's first
         self._adjustable: list[int] = []  # requests that may be among the adjusted at some time
+
+    @staticmethod
+    def allocate(max_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What is on the device."""
+        shapes = (max_rows, columns.NUM_FIELDS), (max_rows, filter_columns.NUM_FILTERS)
+        rows, filters = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in shapes)
+        return rows, filters
 
     @staticmethod
     def num_bytes(max_rows: int) -> int:
@@ -118,6 +122,10 @@ class SamplerInputs:
         self.rows[:num_rows].copy_(self._host_rows[:num_rows], non_blocking=True)
         if has_filters:
             self.filters[:num_rows].copy_(self._host_filters[:num_rows], non_blocking=True)
+
+    def place(self, positions: Tensor) -> None:
+        """Rows that were sent are of tokens after these positions, [num_rows] on the device."""
+        torch.add(positions, 1, out=self.rows[: len(positions), columns.POSITION])
 
     def _lay_out(self, params: list[SamplingParams], counts: list[int]) -> None:
         """Write all but positions and drafts."""

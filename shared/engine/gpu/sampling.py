@@ -2,8 +2,9 @@
 
 A round is staged (written on the host), launched (one copy to the device, kernels, one copy back)
 and collected (one wait). Everything that varies is read from the device, so a launch over logits
-that graphs write is itself a graph, replayed. One round at a time: the next is staged when the
-tokens of this one are known.
+that graphs write is itself a graph, replayed. One round at a time, but for a round that follows
+another (`shared.engine.following`): it is staged on the other of two sides of the host's memory and
+launched while the first computes.
 
 Filters and adjustments cost only rounds that have them. Filters are one kernel more, and graphs of
 their own; how many kernels adjustments take depends on the round, so it is launched one by one.
@@ -33,6 +34,7 @@ from shared.engine.gpu.adjusted_rows import (
     pieces_of,
 )
 from shared.engine.gpu.sampler_buffers import NO_DRAFT, SamplerInputs, SamplerResults
+from shared.engine.gpu.sampler_side import SamplerSide
 from shared.engine.samplers import Collect
 from shared.engine.sampling import NOTHING, Row, VerifyRequest
 from shared.protocol.sampling import SamplingParams
@@ -76,15 +78,16 @@ class GpuSampler:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._is_cuda = self._device.type == "cuda"
-        self._inputs = SamplerInputs(max_rows, self._device)
         self._workspace = new_workspace(max_rows, vocab_size, self._device)
         num_bytes = SamplerResults.num_bytes(max_rows, MAX_RANKS)
         self._device_results = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        self._host_results = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda)
-        self._results: dict[tuple[int, int], SamplerResults] = {}  # by rows and ranks: views
+        self._device_inputs = SamplerInputs.allocate(max_rows, self._device)
+        # Graphs read and write the first.
+        self._sides = [SamplerSide(*self._device_inputs, self._device_results) for _ in range(2)]
+        self._side = self._sides[0]  # of the last round
+        self._launched: SamplerResults | None = None  # of the last round
         self._adjusted_rows = AdjustedRows(max_rows, vocab_size, self._device)
         self._pieces: list[Piece] = []
-        self._done = _new_event() if self._is_cuda else None
         self._graphs: _Graphs | None = None
 
     def verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[list[int]]:
@@ -96,9 +99,36 @@ class GpuSampler:
         if not requests:
             return list
         self.stage(requests)
-        assert len(logits) == self._inputs.num_rows
+        assert len(logits) == self._side.inputs.num_rows
         results = self.launch(logits)
-        return lambda: self.confirmed(results)
+        return partial(self._confirmed, self._side, results)
+
+    @property
+    def launched(self) -> SamplerResults:
+        """What the last round finds, on the device until the next is launched."""
+        assert self._launched is not None
+        return self._launched
+
+    def begin_behind(
+        self, logits: Tensor, requests: Sequence[VerifyRequest], positions: Tensor
+    ) -> Collect:
+        """Start a round behind one that may not be collected yet, and is to be before this one.
+
+        Args:
+            logits: [T, V].
+            requests: one a row; without drafts and adjustments, which depend on tokens before.
+            positions: [T] int32 on the device: the last token that each row has seen.
+        """
+        self._side = self._sides[self._side is self._sides[0]]
+        self._stage(requests, [1] * len(requests), None)
+        inputs, num_rows = self._side.inputs, len(logits)
+        assert num_rows == inputs.num_rows == len(positions)
+        assert not inputs.adjusted
+        results = self._side.results(self._rounded(num_rows), 1)
+        self._run(logits, results, has_filters=inputs.has_filters, positions=positions)
+        self._launched = results
+        self._side.launched()
+        return partial(self._confirmed, self._side, results)
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
         """See `shared.engine.sampling.rank`; however far behind, no token is left out.
@@ -107,9 +137,10 @@ class GpuSampler:
         """
         if not rows:
             return []
+        self._side = self._sides[0]
         self._stage(rows, [1] * len(rows), None)
         results = self.launch(logits, num)
-        self._wait()
+        self._side.wait()
         token_ids, scores = results.host_token_ids[: len(rows)], results.host_scores[: len(rows)]
         ranked = zip(token_ids.tolist(), scores.tolist(), strict=True)
         if token_ids[:, -1].min() >= 0:  # every row has as many as were asked for
@@ -124,6 +155,7 @@ class GpuSampler:
             counts.append(len(request.draft_token_ids) + 1)
             drafts += request.draft_token_ids
             drafts.append(NO_DRAFT)
+        self._side = self._sides[0]
         self._stage(requests, counts, drafts if len(drafts) > len(counts) else None)
 
     def launch(self, logits: Tensor, num: int = 1) -> SamplerResults:
@@ -136,23 +168,28 @@ class GpuSampler:
         Returns:
             Where it will be, in the first rows of the host's part.
         """
-        assert self._inputs.num_rows <= len(logits) <= self._max_rows
+        side, inputs = self._side, self._side.inputs
+        assert inputs.num_rows <= len(logits) <= self._max_rows
         assert logits.shape[1] == self._vocab_size
+        assert num <= MAX_RANKS
         kind = self._captured_kind(logits, num)
         if kind is not None and self._graphs is not None:
-            results = self._results_of(kind.num_rows, num)
+            results = side.results(kind.num_rows, num)
             self._graphs.replays[kind]()
         else:
-            results = self._results_of(self._rounded(len(logits)), num)
-            self._run(logits, results, self._pieces, has_filters=self._inputs.has_filters)
-        if self._done is not None:
-            self._done.record()
+            results = side.results(self._rounded(len(logits)), num)
+            self._run(logits, results, self._pieces, has_filters=inputs.has_filters)
+        self._launched = results
+        side.launched()
         return results
 
     def confirmed(self, results: SamplerResults) -> list[list[int]]:
-        """Wait for a launch: the confirmed tokens of each staged request."""
-        self._wait()
-        inputs = self._inputs
+        """Wait for the last launch: the confirmed tokens of each staged request."""
+        return self._confirmed(self._side, results)
+
+    def _confirmed(self, side: SamplerSide, results: SamplerResults) -> list[list[int]]:
+        side.wait()
+        inputs = side.inputs
         chosen = results.host_token_ids[: inputs.num_rows, 0].tolist()
         counts = results.host_num_confirmed[inputs.first_rows].tolist()
         spans = zip(inputs.starts, counts, strict=False)  # starts end with the number of rows
@@ -166,11 +203,12 @@ class GpuSampler:
             sizes: numbers of rows to make graphs for, ascending; a round takes the next larger.
             num_ranks: what `rank` will be asked for; verifying is always among it.
         """
+        self._side = self._sides[0]
         graphs = _Graphs(logits, [size for size in sizes if size <= len(logits)], {})
         for size in reversed(graphs.sizes):
             for num, has_filters in itertools.product({1, *num_ranks}, (False, True)):
-                results = self._results_of(size, num)
-                launch = partial(self._run, logits[:size], results, (), has_filters=has_filters)
+                results = self._sides[0].results(size, num)
+                launch = partial(self._run, logits[:size], results, has_filters=has_filters)
                 replay = _graph_of(launch) if self._is_cuda else launch
                 graphs.replays[_Kind(size, num, has_filters)] = replay
         self._graphs = graphs
@@ -195,8 +233,8 @@ class GpuSampler:
         counts: list[int],
         drafts: Sequence[int] | None,
     ) -> None:
-        self._wait()  # the round before may still be read, if nobody has asked for its tokens
-        inputs = self._inputs
+        self._side.wait()  # its last round may still be read, if nobody has asked for its tokens
+        inputs = self._side.inputs
         words = inputs.stage(requests, counts, drafts)
         self._pieces = []
         if inputs.adjusted:
@@ -209,10 +247,6 @@ class GpuSampler:
                 rows += range(start, end)
             inputs.leave_out(rows)
             self._pieces = list(pieces_of(rows, changes, max(MAX_CHANGES, self._vocab_size)))
-
-    def _wait(self) -> None:
-        if self._done is not None:
-            self._done.synchronize()
 
     def _captured_kind(self, logits: Tensor, num: int) -> _Kind | None:
         """Of the graph that chooses from these logits what is staged, if there is one."""
@@ -228,16 +262,8 @@ class GpuSampler:
         index = bisect_left(graphs.sizes, len(logits))
         if not is_own or index == len(graphs.sizes):
             return None
-        kind = _Kind(graphs.sizes[index], num, self._inputs.has_filters)
+        kind = _Kind(graphs.sizes[index], num, self._side.inputs.has_filters)
         return kind if kind in graphs.replays else None
-
-    def _results_of(self, num_rows: int, num: int) -> SamplerResults:
-        results = self._results.get((num_rows, num))
-        if results is None:
-            assert num <= MAX_RANKS
-            results = SamplerResults(self._device_results, self._host_results, num_rows, num)
-            self._results[num_rows, num] = results
-        return results
 
     def _rounded(self, num_rows: int) -> int:
         """Few sizes, so that few views are made."""
@@ -247,14 +273,17 @@ class GpuSampler:
         self,
         logits: Tensor,
         results: SamplerResults,
-        pieces: Sequence[Piece],
+        pieces: Sequence[Piece] = (),
         *,
         has_filters: bool,
+        positions: Tensor | None = None,
     ) -> None:
         """Copies and kernels alone: without pieces, what a graph can hold."""
-        inputs, num_rows = self._inputs, len(logits)
+        inputs, num_rows = self._side.inputs, len(logits)
         num = results.choice.token_ids.shape[1]
         inputs.send(num_rows, has_filters=has_filters)
+        if positions is not None:
+            inputs.place(positions)
         if has_filters:
             filter_rows(logits, inputs.rows, inputs.filters)
         gumbel_choice(logits, inputs.rows, num=num, workspace=self._workspace, out=results.choice)
@@ -269,10 +298,11 @@ class GpuSampler:
         """Rows that the launch over all rows left out."""
         values = self._adjusted_rows.apply(logits, piece)
         places = torch.tensor(piece.rows).to(self._device)
-        rows = self._inputs.rows[places]
+        inputs = self._side.inputs
+        rows = inputs.rows[places]
         rows[:, columns.IS_USED] = 1
-        if self._inputs.has_filters:
-            filter_rows(values, rows, self._inputs.filters[places])
+        if inputs.has_filters:
+            filter_rows(values, rows, inputs.filters[places])
         num = results.choice.token_ids.shape[1]
         choice = gumbel_choice(values, rows, num=num, workspace=self._workspace)
         results.choice.token_ids[places] = choice.token_ids
@@ -306,7 +336,3 @@ def _graph_of(launch: Callable[[], None]) -> Callable[[], None]:
 def _top(token_ids: Sequence[int], scores: Sequence[float]) -> Top:
     found = [token_id for token_id in token_ids if token_id >= 0]
     return Top(found, list(scores[: len(found)])) if found else NOTHING
-
-
-def _new_event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -330,8 +330,7 @@ def test_memory_is_counted_to_the_byte(device: str) -> None:
     """All that is set aside, and what forming adjusted rows takes on the way."""
     ours = GpuSampler(max_rows=MAX_ROWS, vocab_size=NUM_IDS, device=device)
     tensors = [
-        ours._inputs.rows,
-        ours._inputs.filters,
+        *ours._device_inputs,
         ours._device_results,
         *ours._workspace,
         ours._adjusted_rows._values,

@@ -12,6 +12,8 @@ from triton.runtime.jit import JITFunction
 
 import kernels.gpu
 from shared.config.model import Dtype
+from shared.engine.following import Follow
+from shared.engine.gpu.following import ready_follower
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.loading import load_on_gpu
 from shared.engine.gpu.runner import GpuRunner
@@ -69,6 +71,7 @@ class Traffic:
     def __init__(self, runner: GpuRunner, sampler: GpuSampler) -> None:
         self._runner = runner
         self._sampler = sampler
+        self._follower = ready_follower(runner, sampler)
         self._rng = random.Random(3)
         self._lens = [0] * NUM_SEQUENCES
         size = CONTEXT // BLOCK_SIZE
@@ -86,6 +89,21 @@ class Traffic:
         """Confirmed tokens and guesses, and one sequence that starts a fork."""
         self._runner.copy_blocks([(0, 19), (1, 39)][: 1 + num_rows % 2])
         self._round([(index, num_rows) for index in range(num_sequences)], num_rows)
+
+    def follow(self, num_sequences: int) -> None:
+        """Two rounds behind one that has not been collected."""
+        self._round([(index, 2) for index in range(num_sequences)], 2)
+        follows = [Follow(2 * index, 1) for index in range(num_sequences)]
+        for _ in range(2):
+            starts = self._lens[:num_sequences]
+            spans = [Span([0], starts[i], self._tables[i], 1) for i in range(num_sequences)]
+            requests = [
+                VerifyRequest(self._rng.choice(PARAMS[:4]), [1] * start, 1, ()) for start in starts
+            ]
+            collect = self._follower.begin(spans, requests, follows)
+            follows = [Follow(index, 0) for index in range(num_sequences)]
+            self._lens = [length + 1 for length in self._lens]
+        collect()
 
     def mixed(self) -> None:
         """A chunk beside decodes."""
@@ -134,13 +152,13 @@ def test_no_round_waits_for_a_compiler(
         num_ranks=NUM_RANKS,
     )
     runner, sampler, _ = load_on_gpu(MODEL, settings, lambda *_: None)
+    traffic = Traffic(runner, sampler)
     compiled: list[str] = []
 
     def note(**kernel: object) -> None:
         compiled.append(str(kernel["repr"]))
 
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", note)
-    traffic = Traffic(runner, sampler)
     for num_rows in (1, 2, 3, 9, 16, 17, 33, 100, 128):
         for num_logits in (0, 1):
             traffic.prefill(num_rows, num_logits, num_sequences=1)
@@ -148,6 +166,8 @@ def test_no_round_waits_for_a_compiler(
     for num_rows in (1, 2, 5, 8, 16):
         for num_sequences in (1, 2, 3, NUM_SEQUENCES):
             traffic.verify(num_rows, num_sequences)
+    for num_sequences in (1, 2, 3, NUM_SEQUENCES):
+        traffic.follow(num_sequences)
     for _ in range(20):
         traffic.mixed()
     assert compiled == []
