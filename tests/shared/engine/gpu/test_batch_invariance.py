@@ -105,6 +105,7 @@ def make_requests() -> list[Request]:
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(600)  # ten thousand rounds, a token each
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_a_requests_tokens_do_not_depend_on_its_company(cache_dtype: torch.dtype) -> None:
     """240 requests: each alone and undisturbed, then in random company, guessed for and broken."""
