@@ -61,8 +61,8 @@ def filter_rows_reference(logits: Tensor, rows: Tensor, filters: Tensor) -> list
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _key(value: tl.tensor) -> tl.tensor:
-    """An int64 in the order of the float64 values, and back: it is its own inverse."""
-    bits = value.to(tl.int64, bitcast=True)
+    """An int64 in the order of the float64 values: one for both zeros, which compare as equal."""
+    bits = (value + 0.0).to(tl.int64, bitcast=True)
     return bits ^ ((bits >> 63) & _MAX_INT64)
 
 
@@ -132,8 +132,9 @@ def _edge(  # noqa: PLR0917  # kernels take their arguments by position
             row_ptr, vocab_size, _value(middle), best, rate, is_mass, block_size
         )
         is_enough = weight >= needed
-        enough = tl.where(is_enough, _key(above), enough)
-        too_few = tl.where(is_enough, too_few, _key(below) + 1)
+        # At least `middle`: whatever `above` is, the ends come closer, and the loop ends.
+        enough = tl.where(is_enough, tl.maximum(_key(above), middle), enough)
+        too_few = tl.where(is_enough, too_few, tl.minimum(_key(below) + 1, middle))
     return _value(enough)
 
 

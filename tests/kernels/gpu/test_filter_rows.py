@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import filter_rows as filter_columns
@@ -92,6 +94,43 @@ def test_ties_at_the_edge_all_stay(device: str) -> None:
     ours = ours.cpu()
     thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
     assert_keeps_the_same(logits, PARAMS, ours, thresholds)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _keys_kernel(values_ptr: tl.tensor, keys_ptr: tl.tensor, num: tl.constexpr) -> None:
+    places = tl.arange(0, num)
+    tl.store(keys_ptr + places, filter_columns._key(tl.load(values_ptr + places)))
+
+
+def test_keys_are_in_the_order_of_values(device: str) -> None:
+    """Both zeros have one key: with two, bisection went back and forth between them for ever."""
+    values = [-math.inf, -3.0, -5e-324, -0.0, 0.0, 5e-324, 1.0, math.inf]
+    keys = torch.empty(len(values), dtype=torch.int64, device=device)
+    exact = torch.tensor(values, dtype=torch.float64, device=device)
+    _keys_kernel[(1,)](exact, keys, num=len(values))
+    known = keys.tolist()
+    assert known == sorted(known)
+    assert known[3] == known[4]
+    assert len(set(known)) == len(values) - 1
+
+
+@pytest.mark.parametrize("is_negative_first", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2, 30, 60])
+def test_zeros_of_both_signs_are_one_edge(
+    top_k: int,
+    is_negative_first: bool,  # noqa: FBT001 - a parameter of the test
+    device: str,
+) -> None:
+    """The search for it ends, and they all stay."""
+    zeros = [-0.0, 0.0] if is_negative_first else [0.0, -0.0]
+    logits = torch.tensor([[1.0, *zeros * 20, *[-1.0] * 22]])
+    params = [SamplingParams(seed=0, temperature=1.0, top_k=top_k, top_p=0.9)]
+    rows, filters = rows_and_filters(params)
+    ours = rows.to(device)
+    filter_rows(logits.to(device), ours, filters.to(device))
+    ours = ours.cpu()
+    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
+    assert_keeps_the_same(logits, params, ours, thresholds)
 
 
 def test_float64_logits_are_taken_as_they_are(device: str) -> None:
