@@ -18,7 +18,7 @@ def steps_table(steps: dict[str, Any]) -> str:
     """Rounds of the engine alone."""
     titles = (
         *("sequences x rows, context", "round (low-high)", "floor", "attention alone"),
-        *("its GB/s", "with sampler and host, T = 0.7"),
+        *("its GB/s", "with sampler and host, T = 0.7", "begun behind another"),
     )
     head = [_row(titles), _row(["---"] * len(titles))]
     return "\n".join(head + [_row(_step_cells(line)) for line in steps["rounds"]])
@@ -33,6 +33,7 @@ def _step_cells(line: Line) -> list[str]:
         f"{line['attention_ms']:.2f}",
         f"{line['attention_gb_s']:,.0f}",
         f"{line['round_sampled_ms']:.2f}",
+        f"{line['following_ms']:.2f}" if line.get("following_ms") else "",
     ]
 
 
@@ -41,7 +42,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def path_table(lines: Sequence[Line]) -> str:
-    """Tokens a second through the whole path; medians over turns."""
+    """Tokens a second through the whole path; medians and ranges over turns."""
     speeds: dict[tuple[str, float], dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         speeds[line["kind"], line["temperature"]][line["streams"]].append(line)
@@ -51,9 +52,10 @@ def path_table(lines: Sequence[Line]) -> str:
     for (kind, temperature), found in speeds.items():
         cells = []
         for width in widths:
-            tokens = statistics.median(one["tokens_per_s"] for one in found[width])
+            tokens = sorted(one["tokens_per_s"] for one in found[width])
             ttft = statistics.median(one["ttft_ms"] for one in found[width])
-            cells.append(f"**{tokens:,.0f}**, {ttft:.0f} ms")
+            spread = f" ({tokens[0]:,.0f}-{tokens[-1]:,.0f})" if len(tokens) > 1 else ""
+            cells.append(f"**{statistics.median(tokens):,.0f}**{spread}, {ttft:.0f} ms")
         rows.append(_row([f"{kind}, T = {temperature}", *cells]))
     return "\n".join(rows)
 
@@ -126,6 +128,24 @@ gpu_step_invariant.json`.
 """
 
 
+def fp8_section(found: dict[str, Any], steps: dict[str, Any]) -> str:
+    """What a cache of 8 bits gains in time."""
+    titles = ("sequences x rows, context", "cache of bf16", "of fp8", "attention alone", "with fp8")
+    rows = [_row(titles), _row(["---"] * len(titles))]
+    for line, other in zip(steps["rounds"], found["rounds"], strict=True):
+        name = f"{line['sequences']} x {line['rows']}, {line['context']:,}"
+        times = [one[key] for key in ("step_ms", "attention_ms") for one in (line, other)]
+        rows.append(_row([name, *(f"{time:.2f}" for time in times)]))
+    table = "\n".join(rows)
+    return f"""
+## Rounds with a cache of 8 bits, milliseconds
+
+{table}
+
+Both in one call on the same GPU. Command: `{found["machine"]["command"]} --out gpu_step_fp8.json`.
+"""
+
+
 def plan_section(found: dict[str, Any]) -> str:
     """Whether the memory plan was right."""
     gib = {name: value / 2**30 for name, value in found.items() if name.endswith("_bytes")}
@@ -140,7 +160,7 @@ gpu_plan.json`.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read gpu_*.json of a folder, three of them only if they are there; write gpu.md there."""
+    """Read gpu_*.json of a folder, some of them only if they are there; write gpu.md there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     folder = parser.parse_args(argv).folder
@@ -156,8 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 {steps_table(steps)}
 
-Medians of 30 replays. Floor: weights and context read once at the copy bandwidth measured in the
-same run, {machine["copy_gb_s"]:,.0f} GB/s. GPU: {machine["gpu"]}, torch {machine["torch"]}, Triton
+Medians of 30 replays, and of 30 rounds with sampler and host by turns with them; rounds begun
+before the one before is read: the mean of 50. Floor: weights and context read once at the copy
+bandwidth measured in the same run, {machine["copy_gb_s"]:,.0f} GB/s. GPU: {machine["gpu"]}, torch {machine["torch"]}, Triton
 {machine["triton"]}, CUDA {machine["cuda"]}. Command: `{machine["command"]} --out gpu_step.json`.
 
 ## The whole path: client, gateway, server, target and draft on a GPU each
@@ -178,6 +199,7 @@ The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
     for name, section in (
         ("gpu_step_invariant", partial(invariance_section, steps=steps)),
         ("gpu_cache", cache_section),
+        ("gpu_step_fp8", partial(fp8_section, steps=steps)),
         ("gpu_plan", plan_section),
     ):
         file = folder / f"{name}.json"

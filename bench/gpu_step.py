@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
-from bench.gpu_timing import copy_bandwidth, device_ms, graph_of, host_ms
+from bench.gpu_timing import copy_bandwidth, device_ms, graph_of, paired_ms
 from kernels.gpu.verify_attention import verify_attention
 from shared.engine.config import ModelConfig
+from shared.engine.following import Follow
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder
+from shared.engine.gpu.following import GpuFollower
 from shared.engine.gpu.limits import GRAPH_ROWS, GpuLimits
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
@@ -35,6 +37,7 @@ SHAPES = {
     "llama-3-8b": (4096, 14336, 32, 32, 8, 128, 128_256),
     "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64, 128_256),
 }
+FOLLOWING_ROUNDS = 50
 # Sequences, rows of each, tokens of context.
 ROUNDS = (
     *((1, 1, 1024), (1, 5, 1024), (1, 8, 1024), (8, 1, 1024), (8, 5, 1024), (32, 1, 1024)),
@@ -107,7 +110,12 @@ class Bench:
     """One model, its rounds and its floor."""
 
     def __init__(
-        self, shape: str, device: torch.device, *, is_batch_invariant: bool = False
+        self,
+        shape: str,
+        device: torch.device,
+        *,
+        is_batch_invariant: bool = False,
+        cache_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         context = max(tokens + rows for _, rows, tokens in ROUNDS) + BLOCK_SIZE
         self.config = model_config(shape, context)
@@ -118,12 +126,13 @@ class Bench:
             self.config,
             num_blocks=self.num_blocks,
             block_size=BLOCK_SIZE,
-            dtype=torch.bfloat16,
+            dtype=cache_dtype,
             device=device,
         )
+        numbers = torch.empty(self.cache.layers[0][0].shape, dtype=torch.bfloat16, device=device)
         for keys, values in self.cache.layers:
-            keys.normal_()
-            values.normal_()
+            keys.copy_(numbers.normal_())
+            values.copy_(numbers.normal_())
         limits = GpuLimits(
             num_blocks=self.num_blocks,
             block_size=BLOCK_SIZE,
@@ -138,6 +147,7 @@ class Bench:
         )
         self.runner = GpuRunner(self.config, self.decoder, self.cache, limits)
         self.sampler = GpuSampler(max_rows=512, vocab_size=self.config.vocab_size, device=device)
+        self.follower = GpuFollower(self.runner, self.sampler)
 
     def spans(self, count: int, rows: int, tokens: int) -> list[Span]:
         """`count` sequences of `tokens` in the cache, `rows` new ones each."""
@@ -164,7 +174,8 @@ class Bench:
             ),
         ]
         layout, config = self.config.layout, self.config
-        context = 2 * 2 * layout.num_kv_heads * layout.head_dim * config.num_layers * count * tokens
+        row_bytes = 2 * self.cache.layers[0][0].itemsize * layout.num_kv_heads * layout.head_dim
+        context = row_bytes * config.num_layers * count * tokens
         return 1e3 * (sum(tensor.nbytes for tensor in tensors) + context) / bandwidth
 
     def attention_ms(self, spans: Sequence[Span]) -> list[float]:
@@ -192,31 +203,49 @@ class Bench:
     def measure(self, count: int, rows: int, tokens: int, bandwidth: float) -> dict[str, Any]:
         """One line of the table."""
         spans = self.spans(count, rows, tokens)
-        steps = device_ms(lambda: self.runner.run(spans))
         attention = statistics.median(self.attention_ms(spans))
-        launch = host_ms(lambda: self.runner.run(spans))
-        rounds = {
-            temperature: statistics.median(self.round_ms(spans, count, rows, temperature))
-            for temperature in (0.0, 0.7)
-        }
+        steps, greedy = self.round_ms(spans, count, rows, 0.0)
+        _, sampled = self.round_ms(spans, count, rows, 0.7)
+        following = self.following_ms(spans, count) if rows == 1 else None
         layout = self.config.layout
-        kv_bytes = 4 * layout.num_kv_heads * layout.head_dim * (tokens + rows) * count
+        element_bytes = self.cache.layers[0][0].itemsize
+        row_bytes = 2 * element_bytes * layout.num_kv_heads * layout.head_dim
+        kv_bytes = row_bytes * (tokens + rows) * count
         return {
             "sequences": count, "rows": rows, "context": tokens,
             "step_ms": statistics.median(steps), "step_low_ms": steps[0], "step_high_ms": steps[-1],
             "floor_ms": self.floor_ms(count, tokens, bandwidth),
             "attention_ms": attention,
             "attention_gb_s": kv_bytes * self.config.num_layers / attention / 1e6,
-            "host_launch_ms": statistics.median(launch),
-            "round_greedy_ms": rounds[0.0], "round_sampled_ms": rounds[0.7],
+            "round_greedy_ms": statistics.median(greedy),
+            "round_sampled_ms": statistics.median(sampled),
+            "following_ms": following,
         }  # fmt: skip
 
     def round_ms(
         self, spans: Sequence[Span], count: int, rows: int, temperature: float
-    ) -> list[float]:
-        """Staging, pass, sampler and its answer: wall clock."""
+    ) -> tuple[list[float], list[float]]:
+        """The pass on the device; and staging, pass, sampler and its answer, by the clock."""
         requests = self.requests(count, rows, temperature)
-        return host_ms(lambda: self.sampler.verify(self.runner.run(spans), requests))
+        return paired_ms(
+            lambda: self.runner.run(spans),
+            lambda: self.sampler.verify(self.runner.run(spans), requests),
+        )
+
+    def following_ms(self, spans: Sequence[Span], count: int) -> float:
+        """A round of plain rows, each begun before the one before is read: the mean of many."""
+        requests = self.requests(count, 1, 0.7)
+        follows = [Follow(row, 0) for row in range(count)]
+        collect = self.sampler.begin_verify(self.runner.run(spans), requests)
+        for number in range(FOLLOWING_ROUNDS + 1):
+            behind = self.follower.begin(spans, requests, follows)
+            collect()
+            collect = behind
+            if not number:
+                started = time.perf_counter()
+        seconds = time.perf_counter() - started
+        collect()
+        return 1e3 * seconds / FOLLOWING_ROUNDS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -224,11 +253,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b")
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--fp8-cache", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     device = torch.device("cuda")
     bandwidth = copy_bandwidth(device)
-    bench = Bench(options.shape, device, is_batch_invariant=options.batch_invariant)
+    bench = Bench(
+        options.shape,
+        device,
+        is_batch_invariant=options.batch_invariant,
+        cache_dtype=torch.float8_e4m3fn if options.fp8_cache else torch.bfloat16,
+    )
     started = time.perf_counter()
     bench.runner.capture(lambda _event, _done, _total: None)
     assert bench.runner.graph_logits is not None
@@ -252,7 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{package: version(package) for package in ("torch", "triton")},
         "cuda": torch.version.cuda,
         "command": f"python -m bench.gpu_step --shape {options.shape}"
-        + " --batch-invariant" * options.batch_invariant,
+        + " --batch-invariant" * options.batch_invariant
+        + " --fp8-cache" * options.fp8_cache,
     }
     options.out.write_text(json.dumps({"machine": machine, "rounds": lines}, indent=1))
 

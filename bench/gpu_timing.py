@@ -37,6 +37,17 @@ def host_ms(run: Callable[[], object], repeats: int = REPEATS) -> list[float]:
     return sorted(times)
 
 
+def paired_ms(
+    launch: Callable[[], object], run: Callable[[], object], repeats: int = REPEATS
+) -> tuple[list[float], list[float]]:
+    """`device_ms` of one and `host_ms` of the other by turns, so that both see the same clocks."""
+    device, host = [], []
+    for _ in range(repeats):
+        device += device_ms(launch, 1)
+        host += host_ms(run, 1)
+    return sorted(device), sorted(host)
+
+
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of a large copy within the device."""
     source = torch.empty(2 << 30, dtype=torch.int8, device=device).random_()

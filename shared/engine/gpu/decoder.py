@@ -26,6 +26,12 @@ from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights, folds_norms
 from shared.engine.rope import rope_table
 
+Linear = Callable[..., Tensor]
+
+# Rows up to which our own product, on the GPU that its tiles were chosen on, is faster than the
+# library's.
+MAX_OWN_ROWS = 64
+
 
 class GpuLayers(Protocol):
     """A model's layers, bound to a cache: what `shared.engine.gpu.runner` launches."""
@@ -75,8 +81,9 @@ class GpuDecoder(GpuLayers):
         is_batch_invariant: bool = False,
     ) -> None:
         # One product and one way for any number of rows, or what is fastest for each.
-        self._linear: Callable[..., Tensor] = invariant_linear if is_batch_invariant else _linear
+        self._is_batch_invariant = is_batch_invariant
         self._max_few_rows = 0 if is_batch_invariant else MAX_ROWS
+        self._max_own_rows = MAX_OWN_ROWS if _is_hopper(weights.embedding) else 0
         self._config = config
         self._layout = config.layout
         self._weights = weights
@@ -107,8 +114,14 @@ class GpuDecoder(GpuLayers):
             normed = self._few_rows(residual, buffers, work)
             normed = normed if logit_rows is None else normed[logit_rows]
             return skinny_linear(normed, lm_head, out=out)
-        normed = self._many_rows(residual, buffers, work, logit_rows)
-        return self._linear(normed, lm_head, out=out)
+        linear = self._linear_of(num_rows)
+        normed = self._many_rows(residual, buffers, work, logit_rows, linear)
+        return linear(normed, lm_head, out=out)
+
+    def _linear_of(self, num_rows: int) -> Linear:
+        """The product of a pass of so many rows."""
+        is_own = self._is_batch_invariant or num_rows <= self._max_own_rows
+        return invariant_linear if is_own else _linear
 
     def _few_rows(self, residual: Tensor, buffers: RoundBuffers, work: AttentionWork) -> Tensor:
         """All layers, with norms and gates inside the products; rows ready for the head."""
@@ -139,25 +152,26 @@ class GpuDecoder(GpuLayers):
         buffers: RoundBuffers,
         work: AttentionWork,
         logit_rows: Tensor | None,
+        linear: Linear,
     ) -> Tensor:
         """All layers, op by op; the rows asked for, ready for the head."""
         weights, eps = self._weights, self._config.rms_norm_eps
         normed = rms_norm(residual, weights.layers[0].attention_norm, eps)
         last = len(weights.layers) - 1
         for index, layer in enumerate(weights.layers):
-            qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
+            qkv = linear(normed, layer.qkv, layer.qkv_bias)
             self._turn(index, layer, qkv, buffers)
             mixed = self._attend(index, qkv, buffers, work)
             if index == last and logit_rows is not None:
                 residual, mixed = residual[logit_rows], mixed[logit_rows]
                 normed = torch.empty_like(residual)
-            mixed = self._linear(mixed, layer.output, layer.output_bias)
+            mixed = linear(mixed, layer.output, layer.output_bias)
             add_rms_norm(mixed, residual, layer.mlp_norm, eps, normed)
-            inner = silu_mul(self._linear(normed, layer.gate_up, layer.gate_up_bias))
+            inner = silu_mul(linear(normed, layer.gate_up, layer.gate_up_bias))
             following = (
                 weights.final_norm if index == last else weights.layers[index + 1].attention_norm
             )
-            inner = self._linear(inner, layer.down, layer.down_bias)
+            inner = linear(inner, layer.down, layer.down_bias)
             add_rms_norm(inner, residual, following, eps, normed)
         return normed
 
@@ -216,6 +230,13 @@ class GpuDecoder(GpuLayers):
             out=mixed,
         )
         return mixed
+
+
+def _is_hopper(weight: Tensor) -> bool:
+    """Whether a weight of 16 bits is on such a GPU, or a later one."""
+    if not weight.is_cuda or weight.dtype == torch.float32:
+        return False
+    return torch.cuda.get_device_capability(weight.device) >= (9, 0)
 
 
 def _linear(
