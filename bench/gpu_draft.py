@@ -30,7 +30,6 @@ SAMPLER_PARTS = {
     "rank": "rank_ms",
     "_stage": "rank_stage_ms",
     "launch": "rank_launch_ms",
-    "_wait": "rank_wait_ms",
     "_run": "rank_without_graph_ms",
 }
 
@@ -69,8 +68,11 @@ def measure(drafter: ModelDrafter, num_sessions: int, *, has_parts: bool) -> dic
     """Milliseconds a step, with the parts or without; verdicts confirm all that was guessed."""
     watch = Stopwatch()
     if has_parts:
-        watch.wrap(drafter._runner, RUNNER_PARTS)  # noqa: SLF001 -- the bench looks inside
-        watch.wrap(drafter._sampler, SAMPLER_PARTS)  # noqa: SLF001
+        sampler = drafter._sampler  # noqa: SLF001 -- the bench looks inside
+        assert isinstance(sampler, GpuSampler)
+        watch.wrap(drafter._runner, RUNNER_PARTS)  # noqa: SLF001
+        watch.wrap(sampler, SAMPLER_PARTS)
+        watch.wrap(sampler._side, {"wait": "rank_wait_ms"})  # noqa: SLF001
     for index in range(num_sessions):
         params = SamplingParams(seed=index, temperature=0.7)
         tokens = tuple(range(5, 5 + PROMPT_LEN))

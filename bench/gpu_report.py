@@ -18,7 +18,7 @@ def steps_table(steps: dict[str, Any]) -> str:
     """Rounds of the engine alone."""
     titles = (
         *("sequences x rows, context", "round (low-high)", "floor", "attention alone"),
-        *("its GB/s", "with sampler and host, T = 0.7", "begun behind another"),
+        *("its GB/s", "sampler", "all with host, T = 0.7", "begun behind another"),
     )
     head = [_row(titles), _row(["---"] * len(titles))]
     return "\n".join(head + [_row(_step_cells(line)) for line in steps["rounds"]])
@@ -32,6 +32,7 @@ def _step_cells(line: Line) -> list[str]:
         f"{line['floor_ms']:.2f}",
         f"{line['attention_ms']:.2f}",
         f"{line['attention_gb_s']:,.0f}",
+        f"{line['choice_ms']:.2f}",
         f"{line['round_sampled_ms']:.2f}",
         f"{line['following_ms']:.2f}" if line.get("following_ms") else "",
     ]
@@ -178,8 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 Medians of 30 replays, and of 30 rounds with sampler and host by turns with them; rounds begun
 before the one before is read: the mean of 50. Floor: weights and context read once at the copy
-bandwidth measured in the same run, {machine["copy_gb_s"]:,.0f} GB/s. GPU: {machine["gpu"]}, torch {machine["torch"]}, Triton
-{machine["triton"]}, CUDA {machine["cuda"]}. Command: `{machine["command"]} --out gpu_step.json`.
+bandwidth measured in the same run, {machine["copy_gb_s"]:,.0f} GB/s. GPU: {machine["gpu"]},
+torch {machine["torch"]}, Triton {machine["triton"]}, CUDA {machine["cuda"]}. Command:
+`{machine["command"]} --out gpu_step.json`.
 
 ## The whole path: client, gateway, server, target and draft on a GPU each
 
@@ -192,7 +194,8 @@ differ between batch shapes; `--batch-invariant` rules that out).
 The bundled pair grown to the shapes of Llama-3-8B and Llama-3.2-1B (`bench.expand`): the same text
 and acceptance, the cost of the large models. Contexts of up to some 230 tokens, 160 tokens an
 answer. GPUs: {"; ".join(path["gpus"])}. Command:
-`python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`.
+`python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`. transformers is its
+`generate` in a process of its own, without a server: batches that begin and end together.
 
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """

@@ -207,6 +207,7 @@ class Bench:
         steps, greedy = self.round_ms(spans, count, rows, 0.0)
         _, sampled = self.round_ms(spans, count, rows, 0.7)
         following = self.following_ms(spans, count) if rows == 1 else None
+        choice = self.choice_ms(spans, self.requests(count, rows, 0.7))
         layout = self.config.layout
         element_bytes = self.cache.layers[0][0].itemsize
         row_bytes = 2 * element_bytes * layout.num_kv_heads * layout.head_dim
@@ -220,6 +221,7 @@ class Bench:
             "round_greedy_ms": statistics.median(greedy),
             "round_sampled_ms": statistics.median(sampled),
             "following_ms": following,
+            "choice_ms": statistics.median(choice),
         }  # fmt: skip
 
     def round_ms(
@@ -231,6 +233,12 @@ class Bench:
             lambda: self.runner.run(spans),
             lambda: self.sampler.verify(self.runner.run(spans), requests),
         )
+
+    def choice_ms(self, spans: Sequence[Span], requests: Sequence[VerifyRequest]) -> list[float]:
+        """The sampler on the device."""
+        logits = self.runner.run(spans)
+        self.sampler.stage(requests)
+        return device_ms(lambda: self.sampler.launch(logits))
 
     def following_ms(self, spans: Sequence[Span], count: int) -> float:
         """A round of plain rows, each begun before the one before is read: the mean of many."""
