@@ -118,11 +118,12 @@ class Scheduler:
         """Rows for the round after one that is under way, whatever that one confirms.
 
         One token for each session that may go on. None where planning needs to know the outcome:
-        somebody may be let in or computes a prompt, or there is no free block.
+        somebody may be let in or computes a prompt, or there is no free block. Nor behind a prompt:
+        it seldom comes alone, and who comes during a round should be in the next one.
         """
         if self.waiting and len(self.running) < self.max_num_seqs:
             return []
-        leaders = {row.session: row for row in rows if row.is_sampled}
+        leaders = {row.session: row for row in rows if row.is_sampled and row.num_tokens == 1}
         following = []
         for session in self.running:
             leader = leaders.get(session)

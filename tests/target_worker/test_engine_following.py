@@ -12,6 +12,7 @@ from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath
 from shared.protocol.records import Tokens
 from shared.protocol.sampling import SamplingParams
 from target_worker.admitted import AdmittedJob
+from target_worker.engine import FAILED
 from tests.fakes import FakeFollower
 from tests.target_worker.engines import DRAFTER, Rig, make_job, make_rig, reference
 
@@ -41,13 +42,13 @@ def check(rig: Rig, jobs: Sequence[AdmittedJob]) -> None:
 
 @pytest.mark.parametrize("num_jobs", [1, 3])
 def test_nearly_every_round_begins_behind_another(num_jobs: int) -> None:
-    """All but the first, and none for a session that is certain to be over."""
+    """All but those of the prompts and the first after them; none for a session that is over."""
     jobs = make_jobs(num_jobs)
     rig = rig_of(jobs)
     check(rig, jobs)
     most = 12 + num_jobs - 1
     assert rig.runner.num_runs == most  # not one in vain
-    assert rig.follower.num_rounds == most - 1
+    assert rig.follower.num_rounds == most - 2
 
 
 def test_what_a_round_confirms_is_said_while_the_next_one_is_under_way() -> None:
@@ -72,15 +73,17 @@ def test_a_session_that_stops_leaves_the_round_behind_without_an_effect() -> Non
 
 
 def test_a_newcomer_is_let_in_one_round_later() -> None:
-    """The round begun already is run; the one after it is planned with the newcomer."""
+    """What is begun already is run; the next round has the newcomer, and is waited for."""
     first, second = make_jobs(2)
     rig = rig_of([first])
     for _ in range(4):
         rig.step()
     num_followed = rig.follower.num_rounds
     rig.engine.submit(second)
-    rig.step()
-    assert rig.follower.num_rounds == num_followed
+    for _ in range(2):
+        rig.step()
+        assert rig.engine.num_running == 2
+        assert rig.follower.num_rounds == num_followed
     rig.step()
     assert rig.follower.num_rounds == num_followed + 1
     check(rig, [first, second])
@@ -185,3 +188,29 @@ def test_a_round_that_fails_costs_no_token(kind: type[FakeFollower]) -> None:
     )
     check(rig, jobs)
     assert rig.follower.num_rounds
+
+
+class Blind(FakeFollower):
+    """Finds no usable logits for the first row of one round."""
+
+    num_begun = 0
+
+    def begin_verify(self, logits: object, requests: Sequence[VerifyRequest]) -> Collect:
+        self.num_begun += 1
+        collect = super().begin_verify(logits, requests)  # type: ignore[arg-type]
+        if self.num_begun != 4:
+            return collect
+        self._confirmed[0] = []
+        return lambda: [[], *collect()[1:]]
+
+
+def test_a_session_without_a_next_token_fails_alone() -> None:
+    """It is in the round behind all the same, and what that gives is dropped."""
+    jobs = make_jobs(3)
+    rig = rig_of(jobs, wrap_follower=lambda own: Blind(own._runner, own._sampler))
+    rig.run()
+    first, *others = jobs
+    assert rig.records("job0")[-1] == FAILED
+    assert rig.tokens("job0") == reference(rig, first)[: len(rig.tokens("job0"))]
+    for job in others:
+        assert rig.tokens(job.claim.job_id) == reference(rig, job)
