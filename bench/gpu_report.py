@@ -18,7 +18,7 @@ def steps_table(steps: dict[str, Any]) -> str:
     """Rounds of the engine alone."""
     titles = (
         *("sequences x rows, context", "round (low-high)", "floor", "attention alone"),
-        *("its GB/s", "sampler", "all with host, T = 0.7", "begun behind another"),
+        *("its GB/s", "with sampler and host, T = 0.7", "begun behind another"),
     )
     head = [_row(titles), _row(["---"] * len(titles))]
     return "\n".join(head + [_row(_step_cells(line)) for line in steps["rounds"]])
@@ -32,7 +32,6 @@ def _step_cells(line: Line) -> list[str]:
         f"{line['floor_ms']:.2f}",
         f"{line['attention_ms']:.2f}",
         f"{line['attention_gb_s']:,.0f}",
-        f"{line['choice_ms']:.2f}",
         f"{line['round_sampled_ms']:.2f}",
         f"{line['following_ms']:.2f}" if line.get("following_ms") else "",
     ]
@@ -51,14 +50,19 @@ def path_table(lines: Sequence[Line]) -> str:
     titles = ["tokens/s, time to first token", *(f"{width} streams" for width in widths)]
     rows = [_row(titles), _row(["---"] * len(titles))]
     for (kind, temperature), found in speeds.items():
-        cells = []
-        for width in widths:
-            tokens = sorted(one["tokens_per_s"] for one in found[width])
-            ttft = statistics.median(one["ttft_ms"] for one in found[width])
-            spread = f" ({tokens[0]:,.0f}-{tokens[-1]:,.0f})" if len(tokens) > 1 else ""
-            cells.append(f"**{statistics.median(tokens):,.0f}**{spread}, {ttft:.0f} ms")
+        cells = [_path_cell(found[width]) for width in widths]
         rows.append(_row([f"{kind}, T = {temperature}", *cells]))
     return "\n".join(rows)
+
+
+def _path_cell(loads: Sequence[Line]) -> str:
+    if not loads:
+        return "not measured"
+    tokens = sorted(one["tokens_per_s"] for one in loads)
+    waits = [one["ttft_ms"] for one in loads if "ttft_ms" in one]
+    spread = f" ({tokens[0]:,.0f}-{tokens[-1]:,.0f})" if len(tokens) > 1 else ""
+    wait = f", {statistics.median(waits):.0f} ms" if waits else ""
+    return f"**{statistics.median(tokens):,.0f}**{spread}{wait}"
 
 
 def acceptance(lines: Sequence[Line]) -> str:
@@ -70,6 +74,19 @@ def acceptance(lines: Sequence[Line]) -> str:
         f"Acceptance: {accepted:,} of {drafted:,} draft tokens ({accepted / max(drafted, 1):.3f}), "
         f"mean acceptance length {1 + accepted / max(rounds, 1):.2f} in {rounds:,} rounds."
     )
+
+
+def peers_section(found: dict[str, Any]) -> str:
+    """The path beside a peer."""
+    return f"""
+## Beside transformers {found["transformers"]}, in one run
+
+{path_table(found["lines"])}
+
+transformers is its `generate` in a process of its own, without a server: batches that begin and
+end together. {found["note"]} Command: `python -m bench.gpu_path --target DIR --draft DIR --kinds
+plain speculation transformers --turns 3 --out gpu_path_peers.json`.
+"""
 
 
 def cache_section(found: dict[str, Any]) -> str:
@@ -194,12 +211,13 @@ differ between batch shapes; `--batch-invariant` rules that out).
 The bundled pair grown to the shapes of Llama-3-8B and Llama-3.2-1B (`bench.expand`): the same text
 and acceptance, the cost of the large models. Contexts of up to some 230 tokens, 160 tokens an
 answer. GPUs: {"; ".join(path["gpus"])}. Command:
-`python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`. transformers is its
-`generate` in a process of its own, without a server: batches that begin and end together.
+`python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`.
+{path.get("note", "")}
 
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
     for name, section in (
+        ("gpu_path_peers", peers_section),
         ("gpu_step_invariant", partial(invariance_section, steps=steps)),
         ("gpu_cache", cache_section),
         ("gpu_step_fp8", partial(fp8_section, steps=steps)),
