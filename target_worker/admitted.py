@@ -1,11 +1,33 @@
 """A job on its way from the event loop to the engine: checked, tokenised, claimed."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from shared.bus.jobs import Claim
 from shared.protocol.records import FinishReason
 from shared.protocol.sampling import SamplingParams
-from target_worker.session import Text
+
+
+class Text(Protocol):
+    """Turns output tokens into text that may be shown (shared.engine.text.TextStream)."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        ...
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether there are stop strings at all."""
+        ...
+
+    def push(self, token_id: int) -> str:
+        """Text that this token lets out."""
+        ...
+
+    def flush(self) -> str:
+        """The rest, at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from shared.common.clock import Clock
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Message
 from shared.protocol.records import Failed
 from target_worker.acceptance import Acceptance
-from target_worker.admitted import AdmittedJob, Choice
+from target_worker.admitted import AdmittedJob
 from target_worker.flights import Accepted, Flight, Landing
 from target_worker.job import Job
 from target_worker.outcome import Outcome
@@ -120,7 +120,7 @@ class Engine:
         claim = admitted.claim
         self.drop(claim.job_id)
         sessions = {
-            index: self._session(admitted, index, choice)
+            index: Session.of_choice(admitted, index, vocab_size=self._vocab_size)
             for index, choice in enumerate(admitted.choices)
             if choice.reason is None
         }
@@ -138,6 +138,7 @@ class Engine:
         leader: Session | None = None
         for index, session in sessions.items():
             self._sessions[session.session_id] = (job, index, session)
+            session.acceptance = Acceptance(self._speculation.acceptance)
             session.leader = leader
             leader = leader or session
             self._scheduler.add(session)
@@ -340,22 +341,6 @@ class Engine:
         if job.is_over:
             self._end(job, ",".join(job.reasons))
         return len(one.kept)
-
-    def _session(self, admitted: AdmittedJob, index: int, choice: Choice) -> Session:
-        session = Session(
-            f"{admitted.claim.job_id}/{index}",
-            (*admitted.prompt_ids, *choice.output_ids),
-            prompt_len=len(admitted.prompt_ids),
-            max_len=admitted.max_len,
-            params=choice.params,
-            text=choice.text,
-            vocab_size=self._vocab_size,
-        )
-        session.epoch = admitted.claim.epoch
-        session.salt = admitted.tenant
-        session.max_drafts = admitted.max_drafts
-        session.acceptance = Acceptance(self._speculation.acceptance)
-        return session
 
     def _plan(self) -> list[Row]:
         while True:

@@ -4,37 +4,15 @@ Owned by the engine thread. Knows nothing of rounds, queues or other sessions.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from shared.engine.blocks import BlockTable
 from shared.protocol.records import FinishReason
 from shared.protocol.sampling import SamplingParams
 from target_worker.acceptance import Acceptance
+from target_worker.admitted import AdmittedJob, Text
 from target_worker.drafters import DraftLink
 from target_worker.grace import Grace
 from target_worker.tree import TokenTree
-
-
-class Text(Protocol):
-    """Turns output tokens into text that may be shown (shared.engine.text.TextStream)."""
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether a stop string is complete."""
-        ...
-
-    @property
-    def can_stop(self) -> bool:
-        """Whether there are stop strings at all."""
-        ...
-
-    def push(self, token_id: int) -> str:
-        """Text that this token lets out."""
-        ...
-
-    def flush(self) -> str:
-        """The rest, at the end."""
-        ...
 
 
 class Session:
@@ -116,6 +94,24 @@ class Session:
         self.num_idle_rounds = 0  # in a row with guesses that were not worth a row
         self.off_until_s = 0.0
         self.off_for_s = 0.0
+
+    @classmethod
+    def of_choice(cls, admitted: AdmittedJob, index: int, *, vocab_size: int) -> "Session":
+        """One choice of a job, with what an earlier owner confirmed of it."""
+        choice = admitted.choices[index]
+        session = cls(
+            f"{admitted.claim.job_id}/{index}",
+            (*admitted.prompt_ids, *choice.output_ids),
+            prompt_len=len(admitted.prompt_ids),
+            max_len=admitted.max_len,
+            params=choice.params,
+            text=choice.text,
+            vocab_size=vocab_size,
+        )
+        session.epoch = admitted.claim.epoch
+        session.salt = admitted.tenant
+        session.max_drafts = admitted.max_drafts
+        return session
 
     @property
     def num_output(self) -> int:
