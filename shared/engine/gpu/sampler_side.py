@@ -34,7 +34,7 @@ class SamplerSide:
             self._results[num_rows, num] = results
         return results
 
-    def launched(self) -> None:
+    def note_launch(self) -> None:
         """All of the round is in the stream."""
         if self._done is not None:
             self._done.record()

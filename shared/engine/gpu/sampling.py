@@ -127,7 +127,7 @@ class GpuSampler:
         results = self._side.results(self._rounded(num_rows), 1)
         self._run(logits, results, has_filters=inputs.has_filters, positions=positions)
         self._launched = results
-        self._side.launched()
+        self._side.note_launch()
         return partial(self._confirmed, self._side, results)
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
@@ -180,7 +180,7 @@ class GpuSampler:
             results = side.results(self._rounded(len(logits)), num)
             self._run(logits, results, self._pieces, has_filters=inputs.has_filters)
         self._launched = results
-        side.launched()
+        side.note_launch()
         return results
 
     def confirmed(self, results: SamplerResults) -> list[list[int]]:

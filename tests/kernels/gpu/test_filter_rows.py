@@ -69,6 +69,16 @@ def assert_keeps_the_same(
         assert not kept[values < row[columns.MIN_LOGIT]].any()
 
 
+def check_kept(logits: Tensor, params: list[SamplingParams], device: str) -> None:
+    """Each row keeps what the CPU keeps."""
+    rows, filters = rows_and_filters(params)
+    ours = rows.to(device)
+    filter_rows(logits.to(device), ours, filters.to(device))
+    ours = ours.cpu()
+    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
+    assert_keeps_the_same(logits, params, ours, thresholds)
+
+
 @pytest.mark.parametrize("vocab_size", [1, 63, 1009, 4099])
 def test_the_same_tokens_are_kept_as_on_the_cpu(vocab_size: int, device: str) -> None:
     """For every filter alone and for all together."""
@@ -88,12 +98,7 @@ def test_ties_at_the_edge_all_stay(device: str) -> None:
     logits = random_rows(len(PARAMS), 3000).div(2).round()
     logits[:, ::7] *= -0.0
     logits[:, 1::3] = -torch.inf
-    rows, filters = rows_and_filters(PARAMS)
-    ours = rows.to(device)
-    filter_rows(logits.to(device), ours, filters.to(device))
-    ours = ours.cpu()
-    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
-    assert_keeps_the_same(logits, PARAMS, ours, thresholds)
+    check_kept(logits, PARAMS, device)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -125,24 +130,14 @@ def test_zeros_of_both_signs_are_one_edge(
     zeros = [-0.0, 0.0] if is_negative_first else [0.0, -0.0]
     logits = torch.tensor([[1.0, *zeros * 20, *[-1.0] * 22]])
     params = [SamplingParams(seed=0, temperature=1.0, top_k=top_k, top_p=0.9)]
-    rows, filters = rows_and_filters(params)
-    ours = rows.to(device)
-    filter_rows(logits.to(device), ours, filters.to(device))
-    ours = ours.cpu()
-    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
-    assert_keeps_the_same(logits, params, ours, thresholds)
+    check_kept(logits, params, device)
 
 
 def test_float64_logits_are_taken_as_they_are(device: str) -> None:
     """Adjusted rows: told apart where float32 would see ties."""
     params = [PARAMS[2], PARAMS[3], PARAMS[7]]
     logits = random_rows(3, 1009).double() + torch.arange(1009).double() * 1e-11
-    rows, filters = rows_and_filters(params)
-    ours = rows.to(device)
-    filter_rows(logits.to(device), ours, filters.to(device))
-    ours = ours.cpu()
-    thresholds = ours.view(torch.float64)[:, columns.MIN_VALUE].tolist()
-    assert_keeps_the_same(logits, params, ours, thresholds)
+    check_kept(logits, params, device)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
