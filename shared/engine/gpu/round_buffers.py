@@ -71,6 +71,7 @@ class RoundBuffers:
         self._staged = torch.zeros(fields.end, dtype=torch.int32, pin_memory=is_pinned)
         self._words: Words = self._staged.numpy()
         self._tables = self._words[fields.block_tables :].reshape(max_sequences, max_blocks)
+        self._staged_tables: list[list[int]] = [[] for _ in range(max_sequences)]
         self._device = torch.zeros(fields.end, dtype=torch.int32, device=device)
         self._fields = fields
         self._num_rows = self._num_sequences = 0  # of the last round: what is to be cleared
@@ -101,8 +102,10 @@ class RoundBuffers:
         if self._sent is not None:
             self._sent.synchronize()
         fields, words, num_sequences = self._fields, self._words, len(spans)
-        for table, span in zip(self._tables, spans, strict=False):
-            table[: len(span.block_ids)] = span.block_ids
+        for index, span in enumerate(spans):
+            if self._staged_tables[index] != span.block_ids:  # of another sequence, or grown
+                self._tables[index, : len(span.block_ids)] = span.block_ids
+                self._staged_tables[index] = list(span.block_ids)
         counts = np.array([len(span.token_ids) for span in spans])
         starts = np.array([span.start for span in spans])
         ends = counts.cumsum()

@@ -1,0 +1,82 @@
+"""What is staged for a round's kernels, whatever was staged before."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.engine.following import Follow
+from shared.engine.gpu.round_buffers import RoundBuffers
+from shared.engine.spans import Span
+
+BLOCK_SIZE, MAX_BLOCKS, MAX_SEQUENCES, MAX_ROWS = 16, 4, 5, 40
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> Span:
+    """Some rows of a sequence, anywhere in it."""
+    num_blocks = draw(st.integers(1, MAX_BLOCKS))
+    room = num_blocks * BLOCK_SIZE
+    start = draw(st.integers(0, room - 1))
+    num_rows = draw(st.integers(1, min(MAX_ROWS // MAX_SEQUENCES, room - start)))
+    tokens = draw(st.lists(st.integers(0, 99), min_size=num_rows, max_size=num_rows))
+    # Few ids: rounds often have a table of the round before, or one that begins like it.
+    table = draw(st.lists(st.integers(0, 2), min_size=num_blocks, max_size=num_blocks))
+    return Span(tokens, start, table, num_rows)
+
+
+ROUNDS = st.lists(st.lists(spans(), min_size=1, max_size=MAX_SEQUENCES), min_size=1, max_size=6)
+
+
+@given(rounds=ROUNDS)
+def test_a_round_is_what_its_spans_say(rounds: list[list[Span]]) -> None:
+    """Every row and sequence; the rest is nobody's."""
+    buffers = RoundBuffers(
+        max_rows=MAX_ROWS,
+        max_sequences=MAX_SEQUENCES,
+        max_blocks=MAX_BLOCKS,
+        block_size=BLOCK_SIZE,
+        device=torch.device("cpu"),
+    )
+    for own in rounds:
+        shape = buffers.stage(own)
+        positions = [span.start + row for span in own for row in range(len(span.token_ids))]
+        tables = [span.block_ids for span in own for _ in span.token_ids]
+        num_rows = len(positions)
+        assert shape == (num_rows, len(own), max(len(span.token_ids) for span in own))
+        tokens = [token for span in own for token in span.token_ids]
+        assert buffers.token_ids[:num_rows].tolist() == tokens
+        assert buffers.positions[:num_rows].tolist() == positions
+        assert buffers.slots.tolist() == [
+            table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+            for table, position in zip(tables, positions, strict=True)
+        ] + [-1] * (MAX_ROWS - num_rows)
+        batch = buffers.attention
+        counts = [len(span.token_ids) for span in own]
+        starts = [sum(counts[:index]) for index in range(len(own))]
+        assert batch.query_starts.tolist() == starts + [num_rows] * (MAX_SEQUENCES + 1 - len(own))
+        ends = [span.start + len(span.token_ids) for span in own]
+        assert batch.context_lens.tolist() == ends + [0] * (MAX_SEQUENCES - len(own))
+        for table, span in zip(batch.block_tables.tolist(), own, strict=False):
+            assert table[: len(span.block_ids)] == span.block_ids
+
+
+def test_a_table_that_grows_in_place_is_staged_again() -> None:
+    """Spans refer to the lists of their sequences."""
+    buffers = RoundBuffers(
+        max_rows=4, max_sequences=1, max_blocks=2, block_size=16, device=torch.device("cpu")
+    )
+    table = [3]
+    buffers.stage([Span([1], 15, table, 1)])
+    table[:] = [4, 5]
+    buffers.stage([Span([1], 16, table, 1)])
+    assert buffers.attention.block_tables.tolist() == [[4, 5]]
+
+
+def test_where_sequences_go_on_is_staged_beside_them() -> None:
+    """In the order of the spans."""
+    buffers = RoundBuffers(
+        max_rows=4, max_sequences=3, max_blocks=2, block_size=16, device=torch.device("cpu")
+    )
+    own = [Span([0], 5, [1], 1), Span([0], 9, [0], 1)]
+    buffers.stage(own, [Follow(7, 3), Follow(2, 0)])
+    assert buffers.follows.tolist() == [[7, 3], [2, 0], [0, 0]]
