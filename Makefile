@@ -54,9 +54,11 @@ test-unit: setup
 	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(APART) \
 	  -m "not server and not e2e and not slow and not gpu" $(TESTS)
 
-# With the interpreter that has torch for this GPU; no virtual environment is made.
+# With the interpreter that has torch for this GPU; no virtual environment is made. `JOBS=8`, with
+# pytest-xdist, compiles that many kernels at once.
 test-gpu:
-	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q $(INTERPRETED)
+	TRITON_INTERPRET=0 $(or $(PYTHON),python3) -m pytest -q $(if $(JOBS),-n $(JOBS) --dist worksteal) \
+	  $(INTERPRETED)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

@@ -7,6 +7,7 @@ pair. The peer is transformers in a process of its own, with no server around it
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -104,7 +105,7 @@ def settings(num_gpus: int) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and write one JSON file."""
+    """Measure, and write one JSON file as it grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--draft", type=Path, required=True)
@@ -117,36 +118,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     names = gpu_names()
     models = ("--target", str(options.target), "--draft", str(options.draft))
-    lines = []
-    if PEER in options.kinds:
-        lines += measure_peer(options.target, options.streams)
+    lines: list[dict[str, Any]] = []
+
+    def keep(line: dict[str, Any]) -> None:
+        """Write all so far: a run that is cut short loses nothing."""
+        lines.append(line)
+        bare = [{key: one[key] for key in one if key != "texts"} for one in lines]
+        result = {"gpus": names, "machine": machine(), "lines": bare}
+        options.out.write_text(json.dumps(result | {"same_texts": _same_texts(lines)}, indent=1))
+
     for kind in options.kinds:
         if kind == PEER:
+            for line in measure_peer(options.target, options.streams):
+                keep(line)
             continue
         variables, flags = KINDS[kind]
         with environment(**settings(len(names)), **variables), running(*models, *flags) as url:
-            for width in options.streams:
-                for temperature in TEMPERATURES:
-                    for turn in range(1 + options.turns):
-                        line = measure(url, options.target.name, width, temperature)
-                        if not turn:
-                            continue  # the policy learns what pays at this load
-                        line |= {"kind": kind, "streams": width, "temperature": temperature}
-                        lines.append(line)
-                        print(
-                            f"{kind:11s} {width:3d} streams  T {temperature}  "
-                            f"{line['tokens_per_s']:8.1f} tokens/s  "
-                            f"ttft {line['ttft_ms']:6.1f} ms  "
-                            f"{line['num_accepted_tokens']}/{line['num_draft_tokens']} in "
-                            f"{line['num_rounds']} rounds  {_busy(line['busy'])}",
-                            flush=True,
-                        )
-    same = _same_texts(lines)
-    print(f"texts equal with and without speculation: {same}")
-    for line in lines:
-        line.pop("texts", None)
-    result = {"gpus": names, "machine": machine(), "lines": lines, "same_texts": same}
-    options.out.write_text(json.dumps(result, indent=1))
+            for load in itertools.product(options.streams, TEMPERATURES, range(1 + options.turns)):
+                width, temperature, turn = load
+                line = measure(url, options.target.name, width, temperature)
+                if turn:  # the policy learns at the first what pays at this load
+                    line |= {"kind": kind, "streams": width, "temperature": temperature}
+                    keep(line)
+                    print(_text(line), flush=True)
+    print(f"texts equal with and without speculation: {_same_texts(lines)}")
+
+
+def _text(line: dict[str, Any]) -> str:
+    """One load for a person."""
+    return (
+        f"{line['kind']:11s} {line['streams']:3d} streams  T {line['temperature']}  "
+        f"{line['tokens_per_s']:8.1f} tokens/s  ttft {line['ttft_ms']:6.1f} ms  "
+        f"{line['num_accepted_tokens']}/{line['num_draft_tokens']} in "
+        f"{line['num_rounds']} rounds  {_busy(line['busy'])}"
+    )
 
 
 def _busy(shares: dict[str, float]) -> str:
