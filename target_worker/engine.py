@@ -14,6 +14,7 @@ from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Mess
 from shared.protocol.records import Failed
 from target_worker.acceptance import Acceptance
 from target_worker.admitted import AdmittedJob
+from target_worker.deadlines import Deadlines
 from target_worker.flights import Accepted, Flight, Landing
 from target_worker.job import Job
 from target_worker.outcome import Outcome
@@ -81,7 +82,7 @@ class Engine:
         self._sessions: dict[str, tuple[Job, int, Session]] = {}
         self._outcome = Outcome()
         self._round_end_s: float | None = None  # None after a pause
-        self._next_deadline_ms: int | None = None
+        self._deadlines = Deadlines()
         self.totals = Totals()
 
     @property
@@ -142,10 +143,7 @@ class Engine:
             session.leader = leader
             leader = leader or session
             self._scheduler.add(session)
-        if admitted.deadline_ms is not None:
-            self._next_deadline_ms = min(
-                admitted.deadline_ms, self._next_deadline_ms or admitted.deadline_ms
-            )
+        self._deadlines.add(claim.job_id, admitted.deadline_ms)
 
     def cancel(self, job_id: str) -> None:
         """End a job with the terminal record `cancelled`. Unknown jobs are over already."""
@@ -156,6 +154,7 @@ class Engine:
         job = self._jobs.get(job_id)
         if job is not None and epoch in (None, job.claim.epoch):
             del self._jobs[job_id]
+            self._deadlines.discard(job_id)
             for session in job.sessions.values():
                 if self._sessions.pop(session.session_id, None) is not None:
                     self._scheduler.remove(session)
@@ -192,7 +191,9 @@ class Engine:
         """Run one round, if there is anything to run.
 
         Where rounds overlap, the next one is begun between taking in the tokens of one and booking
-        them, so that a device does not wait for text and records. Where nobody guesses, it is begun
+        them, so that a device does not wait for text and records. What drafters say meanwhile is to
+        be received before every step: most of it while the device computes, which the pauses are
+        for, and the rest between a round and the next. Where nobody guesses, the next one is begun
         even before: its tokens are read one round late, and the device never waits.
 
         Raises:
@@ -204,18 +205,17 @@ class Engine:
                 return pause
             if self._overlap_from is not None:
                 return GO_ON  # what was planned is said while it computes
+        assert self._flight is not None
+        listening_s = self._flight.listens_until_s - self._clock.monotonic_s()
+        if listening_s > 0.0:
+            return Pause(listening_s)
         self._follow()
         self._landing = landing = self._land()
-        if self._flight is not None:
+        if self._flight is not None or self._overlap_from is None:
             self._book()
-            return GO_ON
-        if self._overlap_from is None:
-            self._book()
-            return GO_ON
-        if len(landing.accepted) < self._overlap_from:
-            self._landing = self._tell(landing)
-            return GO_ON  # drafters hear of it now
-        return self._begin_and_book() or GO_ON
+        elif len(landing.accepted) < self._overlap_from:
+            self._landing = self._tell(landing)  # drafters hear of it now
+        return GO_ON
 
     def _begin_and_book(self) -> Pause | None:
         """Begin the next round, and book the one before while it computes."""
@@ -238,7 +238,9 @@ class Engine:
         if grace_s > 0.0:
             return Pause(grace_s)
         copies, self._scheduler.copies = self._scheduler.copies, []
-        self._flight = Flight(self._rounds.begin(rows, copies), offers, started_s)
+        begun = self._rounds.begin(rows, copies)
+        listen_s = 0.0 if self._overlap_from is None else self._speculation.listen_s(rows)
+        self._flight = Flight(begun, offers, started_s, started_s + listen_s)
         return None
 
     def _follow(self) -> None:
@@ -365,19 +367,8 @@ class Engine:
             self.totals.count_draft(num_drafted, num_accepted)
 
     def _expire(self) -> None:
-        if self._next_deadline_ms is None:
-            return
-        now_ms = self._clock.unix_ms()
-        if now_ms < self._next_deadline_ms:
-            return
-        deadlines = [(job.deadline_ms, id_) for id_, job in self._jobs.items()]
-        for deadline_ms, job_id in deadlines:
-            if deadline_ms is not None and deadline_ms <= now_ms:
-                self._fail(job_id, EXPIRED)
-        self._next_deadline_ms = min(
-            (job.deadline_ms for job in self._jobs.values() if job.deadline_ms is not None),
-            default=None,
-        )
+        for job_id in self._deadlines.due(self._clock.unix_ms()):
+            self._fail(job_id, EXPIRED)
 
     def _fail_session(self, session: Session, error: Exception) -> None:
         job = self._sessions[session.session_id][0]

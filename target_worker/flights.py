@@ -15,6 +15,7 @@ class Flight:
     begun: Begun
     offers: Offers
     started_s: float
+    listens_until_s: float = 0.0  # before then it is not waited for: drafters may have news
 
 
 @dataclass(frozen=True, slots=True)

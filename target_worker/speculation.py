@@ -29,6 +29,8 @@ RAMP_S = 0.3  # after they were asked, until rounds count although some have not
 IDLE_ROUNDS = 64  # in a row with guesses not worth a row: the session's drafter is sent away
 OFF_S = 2.0  # for so long, doubled each time
 MAX_OFF_S = 60.0
+LISTEN_SHARE = 0.9  # of a round's least time: guesses are awaited so long,
+LISTEN_MARGIN_S = 0.0004  # less this much: who waits is not woken on the dot
 GRACE_CHANCE = 0.05  # the least chance of a right guess that the grace reckons with
 
 Offers = list[list[int]]  # guesses that might be verified, one list a row of the round
@@ -73,6 +75,18 @@ class Speculation:
     def is_quiet(self, rows: Sequence[Row]) -> bool:
         """Whether nobody guesses for these rows' sessions, so that they need not wait for news."""
         return not any(row.session.link.state is LinkState.ENGAGED for row in rows)
+
+    def listen_s(self, rows: Sequence[Row]) -> float:
+        """How long after its start a round surely computes, so that guesses can be taken in.
+
+        Each costs some microseconds, and there are hundreds a round: taken in when it is over,
+        they would hold up the next one.
+        """
+        if self.is_quiet(rows) or not all(row.num_tokens == 1 for row in rows):
+            return 0.0
+        num_rows = len(rows) + sum(len(row.draft_token_ids) for row in rows)
+        # By the profile: short contexts and nothing beside, so that it is seldom less.
+        return LISTEN_SHARE * self._plain.predict(len(rows), num_rows) - LISTEN_MARGIN_S
 
     def plan_behind(self, rows: Sequence[Row], outcome: Outcome) -> Offers:
         """As `plan`, for a quiet round that begins before the one before is known: no guesses."""

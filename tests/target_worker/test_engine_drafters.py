@@ -1,8 +1,18 @@
 """The engine and its drafters: whom it asks, tells, gives up and sends away."""
 
-from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Verdict
+import math
+from collections.abc import Sequence
+
+import pytest
+from torch import Tensor
+
+from shared.engine.samplers import Collect
+from shared.engine.sampling import VerifyRequest
+from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Message, Verdict
 from shared.protocol.records import Done
+from target_worker.cost import Measured
 from target_worker.goodput import Policy
+from tests.fakes import FakeFollower
 from tests.target_worker.engines import (
     DRAFTER,
     Drafter,
@@ -119,6 +129,71 @@ def test_drafters_of_a_large_round_hear_of_it_when_the_next_one_has_begun() -> N
     rig.step()
     rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
     rig.engine.take_outcome()
-    both = rig.step()
+    landed, both = rig.step(), rig.step()
+    assert not landed
     assert isinstance(both.mail[DRAFTER][-1], Verdict)
     assert both.records
+
+
+class Talking(FakeFollower):
+    """While it is waited for, the drafter says what it confirms, and three tokens more."""
+
+    def __init__(self, own: FakeFollower) -> None:
+        super().__init__(own._runner, own._sampler)
+        self.answer: list[int] = []
+        self.said: list[Message] = []
+
+    def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
+        collect = super().begin_verify(logits, requests)
+
+        def talk() -> list[list[int]]:
+            for request in requests:
+                num_said = len(request.token_ids) - request.prompt_len
+                num_more = len(request.draft_token_ids) + 1 + 3
+                path = tuple(self.answer[num_said : num_said + num_more])
+                self.said.append(DraftPath("job/0", len(request.token_ids), path))
+            return collect()
+
+        return talk
+
+
+@pytest.mark.parametrize("overlap_from", [1, 4])
+def test_guesses_that_come_while_a_round_computes_are_in_the_next_one(overlap_from: int) -> None:
+    """However the next one is begun: what is received before a step counts in it."""
+    rig = make_rig(overlap_from=overlap_from, wrap_follower=Talking)
+    talking = rig.follower
+    assert isinstance(talking, Talking)
+    job = make_job(max_tokens=30)
+    talking.answer = reference(rig, job)
+    rig.engine.submit(job)
+    while rig.engine.num_jobs:
+        rig.engine.receive([DraftAccepted("job/0", DRAFTER), *talking.said], 0.0)
+        talking.said.clear()
+        rig.step()
+    assert rig.tokens() == talking.answer
+    # One token by the first round; three guesses and a token of its own by every other.
+    assert rig.runner.num_runs == 1 + math.ceil(29 / 4)
+
+
+def test_a_round_is_not_waited_for_as_long_as_news_may_come() -> None:
+    """Nearly to its end, if somebody guesses: meanwhile what comes can be received."""
+    rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
+    rig.engine.submit(make_job(max_tokens=30))
+    rig.step()
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
+    while rig.runner.num_runs < 2:
+        rig.step()
+    started_s, num_pauses = rig.clock.monotonic_s(), 0
+    while (pause := rig.engine.step()).seconds:
+        num_pauses += 1
+        rig.clock.advance(min(pause.seconds, 0.002))  # something has come
+    assert num_pauses == 4
+    assert 0.007 < rig.clock.monotonic_s() - started_s < 0.009
+    assert rig.engine.totals.num_generation_tokens == 1  # the prompt's round is booked, no other
+
+
+def test_nobody_listens_where_nobody_guesses() -> None:
+    """The round is waited for at once."""
+    rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
+    rig.engine.submit(make_job(max_tokens=30))
+    assert [rig.engine.step().seconds for _ in range(6)] == [0.0] * 6
