@@ -1,0 +1,203 @@
+"""What `bench.timeline` is made of: a clock that is only moved, and two workers that live by it."""
+
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from draft_worker.limits import DraftLimits
+from draft_worker.model_drafter import ModelDrafter
+from draft_worker.service import DraftService, Mail
+from shared.engine.blocks import BlockPool
+from shared.engine.runner import ModelRunner
+from shared.engine.samplers import HostSampler
+from shared.engine.spans import Runner, Span
+from shared.protocol.messages import Message
+from target_worker.admitted import AdmittedJob
+from target_worker.cost import Measured
+from target_worker.engine import Engine
+from target_worker.equipment import OVERLAP_FROM
+from target_worker.goodput import Policy
+from target_worker.rounds import Rounds
+from target_worker.scheduler import Scheduler
+from target_worker.speculation import Identity, Speculation
+
+NUM_BLOCKS, BLOCK_SIZE = 4_096, 16
+MAX_SEQS, MAX_ROWS = 64, 512
+PROFILED = ((1, 1), (1, 4), (1, 8), (4, 4), (8, 1), (8, 2), (16, 2), (32, 1), (64, 1))
+US = 1e-6
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds; measured on H200s (bench/results/gpu.md), at short contexts."""
+
+    round_s: float = 4_280 * US  # 8B, with sampler and host
+    round_row_s: float = 15 * US
+    step_s: float = 1_100 * US  # 1B, with ranking and host
+    step_row_s: float = 10 * US
+    step_session_s: float = 10 * US
+    hop_s: float = 300 * US  # from one worker to the other, threads included
+
+    def of_round(self, num_rows: int) -> float:
+        """A round of the target."""
+        return self.round_s + self.round_row_s * num_rows
+
+    def of_step(self, num_rows: int, num_sessions: int) -> float:
+        """A step of the drafter."""
+        return self.step_s + self.step_row_s * num_rows + self.step_session_s * num_sessions
+
+
+@dataclass
+class Timeline:
+    """A clock, and what happens when. Calls of one moment are made in the order they were added."""
+
+    now_s: float = 0.0
+    _calls: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _num_added: int = 0
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have something called."""
+        self._num_added += 1
+        heapq.heappush(self._calls, (self.now_s + seconds, self._num_added, call))
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Until nothing is left to call, or it is over."""
+        while self._calls and not is_over():
+            self.now_s, _, call = heapq.heappop(self._calls)
+            call()
+
+    def monotonic_s(self) -> float:
+        """See shared.common.clock.Clock."""
+        return self.now_s
+
+    def unix_ms(self) -> int:
+        """See shared.common.clock.Clock."""
+        return int(1_000 * self.now_s)
+
+
+class Counting(Runner):
+    """A model that remembers how much it was asked for."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._runner = ModelRunner.load(model_dir, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+        self.max_model_len = self._runner.config.max_model_len
+        self.vocab_size = self._runner.config.vocab_size
+        self.num_runs = self.num_rows = 0  # in all; of the last one
+
+    def run(self, spans: Sequence[Span]) -> Tensor:
+        """See Runner."""
+        self.num_runs += 1
+        self.num_rows = sum(len(span.token_ids) for span in spans)
+        return self._runner.run(spans)
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """See Runner."""
+        self._runner.copy_blocks(copies)
+
+
+class Target:
+    """An engine whose rounds take their time, as on a device that computes by itself."""
+
+    def __init__(self, time: Timeline, costs: Costs, runner: Counting, policy: Policy) -> None:
+        profile = [Measured(n, n * rows, costs.of_round(n * rows)) for n, rows in PROFILED]
+        speculation = Speculation(policy, Identity("t", "v"), profile=profile, clock=time)
+        pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
+        scheduler = Scheduler(pool, max_num_seqs=MAX_SEQS, max_batched_tokens=MAX_ROWS)
+        rounds = Rounds(runner, HostSampler(), lambda: None)
+        vocab_size = runner.vocab_size
+        self.engine = Engine(
+            rounds, scheduler, speculation, vocab_size=vocab_size, clock=time,
+            overlap_from=OVERLAP_FROM,
+        )  # fmt: skip
+        self.drafter: Drafter | None = None
+        self.waiting: list[AdmittedJob] = []  # each begins when another one ends
+        self._time, self._costs, self._runner = time, costs, runner
+        self._heard: list[Message] = []
+        self._computes = False
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Mail has come."""
+        self._heard += messages
+        self.wake()
+
+    def wake(self) -> None:
+        """Plan a round, unless one is under way; while it is, the engine listens."""
+        self.engine.receive(self._heard, self._time.now_s)
+        self._heard.clear()
+        if not self._computes:
+            self._step()
+
+    def _land(self) -> None:
+        self._computes = False
+        self._step()
+
+    def _step(self) -> None:
+        num_runs = self._runner.num_runs
+        pause = self.engine.step()
+        self._say()
+        if self._runner.num_runs > num_runs:
+            self._computes = True
+            self._time.after(self._costs.of_round(self._runner.num_rows), self._land)
+        elif pause.seconds is not None:
+            self._time.after(pause.seconds, self.wake)
+
+    def _say(self) -> None:
+        outcome = self.engine.take_outcome()
+        for _ in outcome.ended:
+            if self.waiting:
+                self.engine.submit(self.waiting.pop(0))
+                self._time.after(0.0, self.wake)
+        messages = [*outcome.requests, *itertools.chain.from_iterable(outcome.mail.values())]
+        if messages and self.drafter is not None:
+            hear = self.drafter.hear
+            self._time.after(self._costs.hop_s, lambda: hear(messages))
+
+
+class Drafter:
+    """A drafter whose steps take their time; it hears between them."""
+
+    def __init__(
+        self, time: Timeline, costs: Costs, runner: Counting, limits: DraftLimits, target: Target
+    ) -> None:
+        self.model = ModelDrafter(
+            runner, HostSampler(), BlockPool(NUM_BLOCKS, BLOCK_SIZE), limits=limits,
+            vocab_size=runner.vocab_size, max_model_len=runner.max_model_len,
+        )  # fmt: skip
+        self._service = DraftService(self.model, draft_id="d", clock=time, session_timeout_s=60.0)
+        self._time, self._costs, self._runner, self._target = time, costs, runner, target
+        self._heard: list[Message] = []
+        self._computes = False
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Mail has come."""
+        self._heard += messages
+        self._turn()
+
+    def _turn(self) -> None:
+        if self._computes:
+            return
+        heard, self._heard = self._heard, []
+        self._send(self._service.handle(heard))
+        if not self._service.has_work:
+            return
+        num_runs, num_sessions = self._runner.num_runs, self._service.num_sessions
+        mail = self._service.step()
+        took_s = 0.0
+        if self._runner.num_runs > num_runs:
+            took_s = self._costs.of_step(self._runner.num_rows, num_sessions)
+        self._computes = True
+        self._time.after(took_s, lambda: self._end_step(mail))
+
+    def _end_step(self, mail: Mail) -> None:
+        self._computes = False
+        self._send(mail)
+        self._turn()
+
+    def _send(self, mail: Mail) -> None:
+        messages = list(itertools.chain.from_iterable(mail.values()))
+        if messages:
+            self._time.after(self._costs.hop_s, lambda: self._target.hear(messages))
