@@ -87,6 +87,21 @@ class RoundCost:
         self._prices = (prices * (mean_s / float(mean_features @ prices))).tolist()
 
 
+def least_s(profile: Sequence[Measured], num_sequences: int, num_rows: int) -> float:
+    """Seconds that a round takes at least: what the dearest profiled one within it took, or 0.
+
+    Not a price of the fit: fitted to rounds of all sizes, it may be far above some.
+    """
+    return max(
+        (
+            one.seconds
+            for one in profile
+            if one.num_sequences <= num_sequences and one.num_rows <= num_rows
+        ),
+        default=0.0,
+    )
+
+
 def _fit_profile(profile: Sequence[Measured]) -> list[float]:
     """The prices that fit best in proportion, none below a small share of the cheapest round."""
     features = np.array([(1.0, measured.num_sequences, measured.num_rows) for measured in profile])

@@ -13,7 +13,7 @@ from shared.common.clock import Clock
 from shared.protocol.limits import MAX_SPECULATIVE_TOKENS
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, DraftRequest, Verdict
 from target_worker.acceptance import Acceptance
-from target_worker.cost import Measured, RoundCost
+from target_worker.cost import Measured, RoundCost, least_s
 from target_worker.drafters import LinkState
 from target_worker.goodput import Goodput, Mode, Policy
 from target_worker.lengths import draft_lengths, predicted_gain
@@ -53,6 +53,7 @@ class Speculation:
         self._policy = policy
         self._identity = identity
         self._clock = clock
+        self._profile = tuple(profile)
         self.cost = RoundCost(profile)
         self._plain = RoundCost(profile)  # never changed: the unit in which speed is measured
         self.acceptance = Acceptance()
@@ -85,8 +86,7 @@ class Speculation:
         if self.is_quiet(rows) or not all(row.num_tokens == 1 for row in rows):
             return 0.0
         num_rows = len(rows) + sum(len(row.draft_token_ids) for row in rows)
-        # By the profile: short contexts and nothing beside, so that it is seldom less.
-        return LISTEN_SHARE * self._plain.predict(len(rows), num_rows) - LISTEN_MARGIN_S
+        return LISTEN_SHARE * least_s(self._profile, len(rows), num_rows) - LISTEN_MARGIN_S
 
     def plan_behind(self, rows: Sequence[Row], outcome: Outcome) -> Offers:
         """As `plan`, for a quiet round that begins before the one before is known: no guesses."""

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from target_worker.cost import Measured, RoundCost
+from target_worker.cost import Measured, RoundCost, least_s
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (4, 4), (4, 16), (8, 8), (16, 16), (16, 32))
 
@@ -63,3 +63,18 @@ def test_no_price_is_ever_zero_or_negative() -> None:
         cost.observe(n, n * chance.randint(1, 8), chance.random() * 0.01)
         assert cost.per_row_s > 0
         assert cost.predict(1, 1) > 0
+
+
+def test_the_least_of_a_round_is_what_one_within_it_took() -> None:
+    """Never more than was measured, however badly prices fit a device: here rows are nearly free.
+
+    Prices say 1.3 times what 64 sequences took there; who waited so long would leave it idle.
+    """
+    seconds = {(1, 1): 4.3, (1, 8): 4.5, (8, 16): 4.6, (16, 32): 5.0, (32, 32): 5.0, (64, 64): 5.5}
+    profile = [Measured(n, rows, ms / 1e3) for (n, rows), ms in seconds.items()]
+    assert RoundCost(profile).predict(64, 64) > 1.1 * least_s(profile, 64, 64)
+    for measured in profile:
+        assert least_s(profile, measured.num_sequences, measured.num_rows) == measured.seconds
+    assert least_s(profile, 8, 40) == 0.0046
+    assert least_s(profile, 64, 320) == 0.0055
+    assert least_s(profile[1:], 1, 1) == 0.0

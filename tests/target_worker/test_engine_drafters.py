@@ -192,6 +192,21 @@ def test_a_round_is_not_waited_for_as_long_as_news_may_come() -> None:
     assert rig.engine.totals.num_generation_tokens == 1  # the prompt's round is booked, no other
 
 
+def test_nobody_listens_beside_a_prompt() -> None:
+    """What such a round takes is not known."""
+    rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
+    rig.engine.submit(make_job(max_tokens=30))
+    rig.step()
+    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
+    while rig.runner.num_runs < 2:
+        rig.step()
+    rig.engine.submit(make_job("other", prompt=range(7), max_tokens=3))
+    while rig.runner.num_runs < 3:
+        rig.step()
+    assert rig.engine.num_running == 2
+    assert rig.engine.step().seconds == 0.0
+
+
 def test_nobody_listens_where_nobody_guesses() -> None:
     """The round is waited for at once."""
     rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
