@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from kernels.gpu.attention_work import AttentionWork, plan_attention_work
-from kernels.gpu.invariant_linear import invariant_linear
+from kernels.gpu.invariant_linear import ROW_ALIGNMENT, invariant_linear
 from kernels.gpu.rms_norm import add_rms_norm, rms_norm, row_squares
 from kernels.gpu.rotary_kv_write import rotary_kv_write
 from kernels.gpu.silu_mul import silu_mul
@@ -83,7 +83,10 @@ class GpuDecoder(GpuLayers):
         # One product and one way for any number of rows, or what is fastest for each.
         self._is_batch_invariant = is_batch_invariant
         self._max_few_rows = 0 if is_batch_invariant else MAX_ROWS
-        self._max_own_rows = MAX_OWN_ROWS if _is_hopper(weights.embedding) else 0
+        sizes = config.hidden_size, config.intermediate_size
+        is_aligned = not any(size % ROW_ALIGNMENT for size in sizes)
+        is_own_fast = is_aligned and _is_hopper(weights.embedding)
+        self._max_own_rows = MAX_OWN_ROWS if is_own_fast else 0
         self._config = config
         self._layout = config.layout
         self._weights = weights

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from kernels.gpu.attention_work import max_items
+from kernels.gpu.invariant_linear import invariant_linear
+from shared.engine.gpu import decoder
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
@@ -113,3 +115,18 @@ def test_a_round_too_large_for_a_pass_is_run_in_several(
     assert num_items > limits.room_for_items(tiling, group_size)
     expected = expected_logits(model, tokens)[num_shared:]
     close(logits, torch.cat([expected[: len(span.token_ids)] for span in spans]))
+
+
+@pytest.mark.parametrize(("inner_size", "most"), [(80, 64), (84, 16)])
+def test_our_own_product_is_for_rows_of_whole_16_bytes(
+    inner_size: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the GPUs it is fast on; with other sizes all rows but few are the library's."""
+    monkeypatch.setattr(decoder, "_is_hopper", lambda _: True)
+    config = on_gpus("llama")
+    config.intermediate_size = inner_size
+    save_checkpoint(tmp_path, config)
+    layers = load(tmp_path, "cpu")._decoder
+    assert isinstance(layers, decoder.GpuDecoder)
+    own = [rows for rows in (17, 64, 65) if layers._linear_of(rows) is invariant_linear]
+    assert own == [rows for rows in (17, 64) if rows <= most]
