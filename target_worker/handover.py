@@ -64,9 +64,10 @@ class Handover:
 
     def take(self, engine: Engine) -> None:
         """Engine: carry out what was ordered, take in what was guessed."""
-        while self._orders:
+        # What is here now: who posts without end does not hold up the next round.
+        for _ in range(len(self._orders)):
             self._orders.popleft()(engine)
-        while self._guesses:
+        for _ in range(len(self._guesses)):
             received_s, messages = self._guesses.popleft()
             engine.receive(messages, received_s)
 

@@ -127,3 +127,21 @@ def test_a_closed_loop_ends_the_thread() -> None:
     thread.join(timeout=20.0)
     assert not thread.is_alive()
     assert bench.thread.error is None
+
+
+async def test_who_posts_without_end_does_not_hold_up_the_next_round() -> None:
+    """What is there is taken in; what comes meanwhile is for the next time."""
+    handover = Handover(asyncio.get_running_loop(), lambda _: None)
+    rig = make_rig()
+    num_taken = 0
+
+    def post_another(_: object) -> None:
+        nonlocal num_taken
+        num_taken += 1
+        handover.order(post_another)
+
+    handover.order(post_another)
+    handover.take(rig.engine)
+    assert num_taken == 1
+    handover.take(rig.engine)
+    assert num_taken == 2
