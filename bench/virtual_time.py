@@ -33,14 +33,17 @@ US = 1e-6
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds; measured on H200s (bench/results/gpu.md), at short contexts."""
+    """Seconds, rounded from what H200s take at short contexts (bench/results/gpu.md).
+
+    The hop is `bench.path`'s 0.2 ms and 0.1 ms for threads to wake up, which is assumed.
+    """
 
     round_s: float = 4_280 * US  # 8B, with sampler and host
     round_row_s: float = 15 * US
     step_s: float = 1_100 * US  # 1B, with ranking and host
     step_row_s: float = 10 * US
     step_session_s: float = 10 * US
-    hop_s: float = 300 * US  # from one worker to the other, threads included
+    hop_s: float = 300 * US  # from one worker to the other
 
     def of_round(self, num_rows: int) -> float:
         """A round of the target."""
