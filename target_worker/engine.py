@@ -188,7 +188,7 @@ class Engine:
         return outcome
 
     def step(self) -> Pause:
-        """Run one round, if there is anything to run.
+        """Go on with the round under way, or begin one if there is anything to run.
 
         Where rounds overlap, the next one is begun between taking in the tokens of one and booking
         them, so that a device does not wait for text and records. What drafters say meanwhile is to
@@ -251,11 +251,12 @@ class Engine:
             return
         self._expire()
         rows = self._scheduler.follow(flight.begun.rows)
-        if not rows or not self._rounds.can_follow(flight.begun, rows):
+        behind = self._rounds.prepare_behind(flight.begun, rows) if rows else None
+        if behind is None:
             return
         offers = self._speculation.plan_behind(rows, self._outcome)
         copies, self._scheduler.copies = self._scheduler.copies, []
-        begun = self._rounds.begin_behind(flight.begun, rows, copies)
+        begun = self._rounds.begin_behind(behind, copies)
         self._following = Flight(begun, offers, self._clock.monotonic_s())
 
     def _accept(self, flight: Flight, results: Sequence[Verified]) -> list[Accepted]:

@@ -52,6 +52,16 @@ class Begun:
     error: Exception | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A round ready to begin behind another; `Rounds` makes and takes it."""
+
+    follower: Follower
+    rows: Sequence[Row]
+    spans: Sequence[Span]
+    follows: Sequence[Follow]
+
+
 class Rounds:
     """Runs rounds on one model. One caller: the engine thread.
 
@@ -92,36 +102,33 @@ class Rounds:
         except Exception as error:  # noqa: BLE001 -- whatever one session's tokens provoke is pinned on it
             return Begun(rows, None, error)
 
-    def can_follow(self, begun: Begun, rows: Sequence[Row]) -> bool:
-        """Whether `rows` can begin while what they go on from is unknown to this side.
+    def prepare_behind(self, begun: Begun, rows: Sequence[Row]) -> Behind | None:
+        """Rows that can begin while what they go on from is unknown to this side; None: they can't.
 
         Args:
             begun: the round under way.
-            rows: one token each, without guesses, of sessions that are sampled there.
+            rows: at least one; one token each, without guesses, of sessions that are sampled there.
         """
         follower = self._follower
-        return (
-            follower is not None
-            and begun.collect is not None
-            and not any(_is_adjusted(row.session) for row in rows)
-            and follower.has_room([span for _, span in _following(begun, rows)])
-        )
+        if follower is None or begun.collect is None:
+            return None
+        if any(_is_adjusted(row.session) for row in rows):
+            return None
+        follows, spans = zip(*_following(begun, rows), strict=True)
+        return Behind(follower, rows, spans, follows) if follower.has_room(spans) else None
 
-    def begin_behind(
-        self, begun: Begun, rows: Sequence[Row], copies: Sequence[tuple[int, int]] = ()
-    ) -> Begun:
-        """Start a round that `can_follow` another. That one is finished first.
+    def begin_behind(self, behind: Behind, copies: Sequence[tuple[int, int]] = ()) -> Begun:
+        """Start a round behind the one that it was prepared for, which is finished first.
 
         Should a row of that one have to be repeated, this one is of no use: it went on from what
-        the device chose before.
+        the device chose before, and is not to be finished.
         """
-        assert self._follower is not None
-        follows, spans = zip(*_following(begun, rows), strict=True)
         if copies:
             self._runner.copy_blocks(copies)
+        rows = behind.rows
         try:
             requests = [_request(row) for row in rows]
-            return Begun(rows, self._follower.begin(spans, requests, follows))
+            return Begun(rows, behind.follower.begin(behind.spans, requests, behind.follows))
         except Exception as error:  # noqa: BLE001 -- as in `begin`
             return Begun(rows, None, error)
 

@@ -129,15 +129,15 @@ class Scheduler:
             leader = leaders.get(session)
             if leader is None:
                 return []
-            num_tokens = len(session.token_ids) + 1  # at least
-            if num_tokens < session.max_len:
-                assert session.table is not None
-                try:
-                    num_tokens += len(leader.draft_token_ids)
-                    self._copied(session.table.extend(num_tokens))
-                except OutOfBlocks:
-                    return []
-                following.append(Row(session, 1, is_sampled=True))
+            least = len(session.token_ids) + 1
+            if least == session.max_len:
+                continue  # the round under way is its last
+            assert session.table is not None
+            try:
+                self._copied(session.table.extend(least + len(leader.draft_token_ids)))
+            except OutOfBlocks:
+                return []
+            following.append(Row(session, 1, is_sampled=True))
         return following
 
     def max_drafts(self, rows: Sequence[Row]) -> int:

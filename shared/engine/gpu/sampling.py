@@ -119,7 +119,8 @@ class GpuSampler:
             requests: one a row; without drafts and adjustments, which depend on tokens before.
             positions: [T] int32 on the device: the last token that each row has seen.
         """
-        self._side = self._sides[self._side is self._sides[0]]
+        first, second = self._sides
+        self._side = second if self._side is first else first
         self._stage(requests, [1] * len(requests), None)
         inputs, num_rows = self._side.inputs, len(logits)
         assert num_rows == inputs.num_rows == len(positions)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shared.engine.blocks import BlockPool
 from shared.engine.following import Follow
-from shared.engine.gpu.following import GpuFollower, ready_follower
+from shared.engine.gpu.following import GpuFollower
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.samplers import Collect
 from shared.engine.sampling import VerifyRequest
@@ -34,15 +34,10 @@ PARAMS = (
 )
 
 
-class Counting:
-    """A follower, and how many rounds it has begun."""
+class Counting(GpuFollower):
+    """Counts the rounds that it begins."""
 
-    def __init__(self, follower: GpuFollower) -> None:
-        self.num_rounds = 0
-        self._follower = follower
-
-    def has_room(self, spans: Sequence[Span]) -> bool:
-        return self._follower.has_room(spans)
+    num_rounds = 0
 
     def begin(
         self,
@@ -51,7 +46,7 @@ class Counting:
         follows: Sequence[Follow],
     ) -> Collect:
         self.num_rounds += 1
-        return self._follower.begin(spans, requests, follows)
+        return super().begin(spans, requests, follows)
 
 
 def make_jobs() -> list[AdmittedJob]:
@@ -66,7 +61,7 @@ def answers(directory: Path, device: str, *, follows: bool) -> tuple[dict[str, l
     """What an engine says to the jobs, and how many rounds it began behind others."""
     runner = load(directory, device)
     sampler = GpuSampler(max_rows=16, vocab_size=runner.config.vocab_size, device=device)
-    follower = Counting(ready_follower(runner, sampler))
+    follower = Counting(runner, sampler)
     clock, pool = ManualClock(), BlockPool(LIMITS.num_blocks, LIMITS.block_size)
     speculation = Speculation(
         Policy.OFF, Identity("target:a", "words"), profile=[Measured(1, 1, 0.001)], clock=clock
