@@ -6,7 +6,7 @@ of them:
 
     token = chosen[first + n - 1],  position = staged - (d + 1 - n)
 
-Source: docs/design.md, rounds that follow.
+Source: docs/design.md, "Devices".
 """
 
 import torch
