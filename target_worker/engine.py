@@ -251,12 +251,12 @@ class Engine:
             return
         self._expire()
         rows = self._scheduler.follow(flight.begun.rows)
-        behind = self._rounds.prepare_behind(flight.begun, rows) if rows else None
-        if behind is None:
+        following = self._rounds.prepare_following(flight.begun, rows) if rows else None
+        if following is None:
             return
-        offers = self._speculation.plan_behind(rows, self._outcome)
+        offers = self._speculation.plan_following(rows, self._outcome)
         copies, self._scheduler.copies = self._scheduler.copies, []
-        begun = self._rounds.begin_behind(behind, copies)
+        begun = self._rounds.begin_following(following, copies)
         self._following = Flight(begun, offers, self._clock.monotonic_s())
 
     def _accept(self, flight: Flight, results: Sequence[Verified]) -> list[Accepted]:
@@ -293,7 +293,8 @@ class Engine:
         accepted = self._accept(flight, results)
         landed_s = self._clock.monotonic_s()
         self._flight = self._following = None
-        if following is not None and not any(one.is_repeated for one in results):
+        is_usable = any(one.error is None for one in results)
+        if following is not None and is_usable and not any(one.is_repeated for one in results):
             self._flight = replace(following, started_s=landed_s)
         began_s = flight.started_s if self._round_end_s is None else self._round_end_s
         return Landing(flight, accepted, landed_s, landed_s - began_s)

@@ -53,7 +53,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class Following:
     """A round ready to begin behind another; `Rounds` makes and takes it."""
 
     follower: Follower
@@ -102,7 +102,7 @@ class Rounds:
         except Exception as error:  # noqa: BLE001 -- whatever one session's tokens provoke is pinned on it
             return Begun(rows, None, error)
 
-    def prepare_behind(self, begun: Begun, rows: Sequence[Row]) -> Behind | None:
+    def prepare_following(self, begun: Begun, rows: Sequence[Row]) -> Following | None:
         """Rows that can begin while what they go on from is unknown to this side; None: they can't.
 
         Args:
@@ -114,21 +114,26 @@ class Rounds:
             return None
         if any(_is_adjusted(row.session) for row in rows):
             return None
-        follows, spans = zip(*_following(begun, rows), strict=True)
-        return Behind(follower, rows, spans, follows) if follower.has_room(spans) else None
+        follows, spans = zip(*_places(begun, rows), strict=True)
+        return Following(follower, rows, spans, follows) if follower.has_room(spans) else None
 
-    def begin_behind(self, behind: Behind, copies: Sequence[tuple[int, int]] = ()) -> Begun:
+    def begin_following(
+        self, following: Following, copies: Sequence[tuple[int, int]] = ()
+    ) -> Begun:
         """Start a round behind the one that it was prepared for, which is finished first.
 
-        Should a row of that one have to be repeated, this one is of no use: it went on from what
-        the device chose before, and is not to be finished.
+        Should a row of that one have to be repeated, or none of them be usable, this one is of no
+        use and not to be finished: it went on from what the device chose before, and what was run
+        since has used the sampler.
         """
         if copies:
             self._runner.copy_blocks(copies)
-        rows = behind.rows
+        rows = following.rows
         try:
             requests = [_request(row) for row in rows]
-            return Begun(rows, behind.follower.begin(behind.spans, requests, behind.follows))
+            return Begun(
+                rows, following.follower.begin(following.spans, requests, following.follows)
+            )
         except Exception as error:  # noqa: BLE001 -- as in `begin`
             return Begun(rows, None, error)
 
@@ -172,7 +177,7 @@ class Rounds:
             raise EngineBroken("no row of a round and not the self-test either") from error
 
 
-def _following(begun: Begun, rows: Sequence[Row]) -> Iterator[tuple[Follow, Span]]:
+def _places(begun: Begun, rows: Sequence[Row]) -> Iterator[tuple[Follow, Span]]:
     """Where each row goes on, and its span, as though every guess under way were right."""
     leaders: dict[Session, tuple[int, Row]] = {}
     first_row = 0

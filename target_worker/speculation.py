@@ -88,7 +88,7 @@ class Speculation:
         num_rows = len(rows) + sum(len(row.draft_token_ids) for row in rows)
         return LISTEN_SHARE * least_s(self._profile, len(rows), num_rows) - LISTEN_MARGIN_S
 
-    def plan_behind(self, rows: Sequence[Row], outcome: Outcome) -> Offers:
+    def plan_following(self, rows: Sequence[Row], outcome: Outcome) -> Offers:
         """As `plan`, for a quiet round that begins before the one before is known: no guesses."""
         self._tend_all(rows, outcome)
         return [[] for _ in rows]

@@ -205,6 +205,19 @@ class Blind(FakeFollower):
         return lambda: [[], *collect()[1:]]
 
 
+def test_a_round_behind_one_without_any_token_is_forgotten() -> None:
+    """The self-test has run in between; who comes next is served as ever."""
+    first, second = make_jobs(2)
+    rig = rig_of([first], wrap_follower=lambda own: Blind(own._runner, own._sampler))
+    rig.run()
+    assert rig.records("job0")[-1] == FAILED
+    assert rig.follower.num_rounds
+    assert rig.engine._flight is None
+    rig.engine.submit(second)
+    rig.run()
+    assert rig.tokens("job1") == reference(rig, second)
+
+
 def test_a_session_without_a_next_token_fails_alone() -> None:
     """It is in the round behind all the same, and what that gives is dropped."""
     jobs = make_jobs(3)

@@ -38,8 +38,8 @@ class GpuFollower(Follower):
     ) -> Collect:
         """See Follower."""
         before = self._sampler.launched
-        logits, positions = self._runner.run_behind(spans, follows, before)
-        return self._sampler.begin_behind(logits, requests, positions)
+        logits, positions = self._runner.run_following(spans, follows, before)
+        return self._sampler.begin_following(logits, requests, positions)
 
     def warm_up(self) -> None:
         """Compile and load what these rounds need; block 0 is nobody's yet, and left empty."""

@@ -156,7 +156,7 @@ class GpuRunner(Runner):
         return len(self._fitting(spans)) == 1
 
     @torch.inference_mode()
-    def run_behind(
+    def run_following(
         self, spans: Sequence[Span], follows: Sequence[Follow], before: SamplerResults
     ) -> tuple[Tensor, Tensor]:
         """One pass of rows that go on where another round ends, which the device has yet to choose.

@@ -109,7 +109,7 @@ class GpuSampler:
         assert self._launched is not None
         return self._launched
 
-    def begin_behind(
+    def begin_following(
         self, logits: Tensor, requests: Sequence[VerifyRequest], positions: Tensor
     ) -> Collect:
         """Start a round behind one that may not be collected yet, and is to be before this one.

@@ -52,7 +52,7 @@ class Sequences:
             requests.append(self._request(index, drafts[index]))
         return self.sampler.begin_verify(self.runner.run(spans), requests)
 
-    def begin_behind(self, num_drafts: Sequence[int], order: Sequence[int]) -> Collect:
+    def begin_following(self, num_drafts: Sequence[int], order: Sequence[int]) -> Collect:
         """A round of these sequences behind one of all, which had so many guesses."""
         spans, requests, follows = [], [], []
         for index in order:
@@ -105,7 +105,7 @@ def test_the_tokens_are_those_of_rounds_one_by_one(
     num_drafts = [len(one) for one in drafts]
     for _ in range(3):
         # Beyond a round that is known, one that is not: everything is one round late.
-        behind = sequences.begin_behind(num_drafts, range(len(PARAMS)))
+        behind = sequences.begin_following(num_drafts, range(len(PARAMS)))
         sequences.take(leader())
         leader, num_drafts = behind, [0] * len(PARAMS)
     sequences.take(leader())
@@ -120,7 +120,7 @@ def test_some_sequences_of_a_round_may_go_on_in_any_order(
     """The others are over; and the next round is one by itself again."""
     sequences = Sequences(checkpoint, device)
     leader = sequences.begin([()] * len(PARAMS))
-    behind = sequences.begin_behind([0] * len(PARAMS), [2, 0])
+    behind = sequences.begin_following([0] * len(PARAMS), [2, 0])
     sequences.take(leader())
     third, first = behind()
     sequences.take([first, [], third])
@@ -136,7 +136,7 @@ def test_unusable_logits_end_in_no_token(checkpoint: Path, device: str) -> None:
     keys, _ = sequences.runner._cache.layers[0]
     keys[sequences.tables[1][0]] = float("nan")
     leader = sequences.begin([()] * len(PARAMS))
-    behind = sequences.begin_behind([0] * len(PARAMS), range(len(PARAMS)))
+    behind = sequences.begin_following([0] * len(PARAMS), range(len(PARAMS)))
     assert [len(tokens) for tokens in leader()] == [1, 0, 1]
     assert [len(tokens) for tokens in behind()] == [1, 0, 1]
 
