@@ -16,6 +16,7 @@ from tests.fakes import FakeFollower
 from tests.target_worker.engines import (
     DRAFTER,
     Drafter,
+    Rig,
     make_job,
     make_rig,
     reference,
@@ -175,14 +176,20 @@ def test_guesses_that_come_while_a_round_computes_are_in_the_next_one(overlap_fr
     assert rig.runner.num_runs == 1 + math.ceil(29 / 4)
 
 
-def test_a_round_is_not_waited_for_as_long_as_news_may_come() -> None:
-    """Nearly to its end, if somebody guesses: meanwhile what comes can be received."""
+def computing_rig() -> Rig:
+    """A round of 10 ms under way, the first behind the prompt, for a session with a drafter."""
     rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
     rig.engine.submit(make_job(max_tokens=30))
     rig.step()
     rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
     while rig.runner.num_runs < 2:
         rig.step()
+    return rig
+
+
+def test_a_round_is_not_waited_for_as_long_as_news_may_come() -> None:
+    """Nearly to its end, if somebody guesses: meanwhile what comes can be received."""
+    rig = computing_rig()
     started_s, num_pauses = rig.clock.monotonic_s(), 0
     while (pause := rig.engine.step()).seconds:
         num_pauses += 1
@@ -194,12 +201,7 @@ def test_a_round_is_not_waited_for_as_long_as_news_may_come() -> None:
 
 def test_nobody_listens_beside_a_prompt() -> None:
     """What such a round takes is not known."""
-    rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
-    rig.engine.submit(make_job(max_tokens=30))
-    rig.step()
-    rig.engine.receive([DraftAccepted("job/0", DRAFTER)], 0.0)
-    while rig.runner.num_runs < 2:
-        rig.step()
+    rig = computing_rig()
     rig.engine.submit(make_job("other", prompt=range(7), max_tokens=3))
     while rig.runner.num_runs < 3:
         rig.step()
