@@ -90,11 +90,12 @@ def _stat(path: Path) -> _Stat:
 
 
 def _name(pid: int) -> str:
-    """`gateway` of `python -m gateway …`, else the name of the program."""
+    """`gateway` of `python -m gateway …`, else the name of the program; "?" once it has ended."""
     try:
         words = (PROC / str(pid) / "cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return "?"
     if "-m" in words[:-1]:
         return words[words.index("-m") + 1]
-    return Path(words[0].split()[0]).name  # Valkey writes its address behind its name
+    program = words[0].partition(" ")[0]  # Valkey writes its address behind its name
+    return Path(program).name or "?"  # a process that nobody has waited for yet has no words

@@ -1,5 +1,6 @@
 """CPU time by process and thread (bench/usage.py)."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -55,3 +56,10 @@ def test_a_child_is_counted_by_what_it_runs() -> None:
 def test_what_did_nothing_is_left_out() -> None:
     """Only threads that spent time between two looks are told."""
     assert spent({("a", MAIN): 1.0}, {("a", MAIN): 1.0, ("b", MAIN): 2.0}) == {("b", MAIN): 2.0}
+
+
+def test_a_child_that_ended_and_is_not_waited_for_yet_is_left_without_a_name() -> None:
+    """A process without words is no reason to lose a bench of minutes."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert ("?", MAIN) in look()
