@@ -1,6 +1,7 @@
 """Top-k, top-p and min-p on a GPU, as one threshold a row: shared/engine/filters.py, for all rows.
 
-Dividing by a temperature keeps the order, so the edge of each filter is one of the row's logits:
+Dividing by a temperature keeps the order, so the edge of each filter is one of the row's logits,
+and with it any below that rounds to the same quotient:
 the largest whose weight, that is the number (top-k) or the mass (top-p) of the logits not below it,
 is enough. It is found by bisection over the ordered bits of float64; after each step both ends are
 moved onto logits, so that the steps are as many as bits are needed to tell the logits apart: some
@@ -139,6 +140,26 @@ def _edge(  # noqa: PLR0917  # kernels take their arguments by position
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _lowest_alike(  # noqa: PLR0917  # kernels take their arguments by position
+    row_ptr: tl.tensor,
+    vocab_size: tl.tensor,
+    edge: tl.tensor,
+    best: tl.tensor,
+    temperature: tl.tensor,
+    block_size: tl.constexpr,
+) -> tl.tensor:
+    """The lowest logit that is not below `edge` once it is shifted and divided, and so rounded."""
+    min_value = (edge - best) / temperature
+    lowest = tl.full([block_size], float("inf"), tl.float64)
+    for start in range(0, vocab_size, block_size):
+        ids = start + tl.arange(0, block_size)
+        x = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float64)
+        is_alike = ((x - best) / temperature >= min_value) & (x > float("-inf"))
+        lowest = tl.minimum(lowest, tl.where(is_alike, x, float("inf")))
+    return tl.min(lowest, axis=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _filter_row(  # noqa: PLR0917  # kernels take their arguments by position
     row_ptr: tl.tensor,  # [V]
     vocab_size: tl.tensor,
@@ -157,6 +178,7 @@ def _filter_row(  # noqa: PLR0917  # kernels take their arguments by position
         if (top_k > 0) & (top_k < vocab_size):
             needed = top_k.to(tl.float64)
             edge = _edge(row_ptr, vocab_size, lowest, best, rate, needed, False, block_size)
+            edge = _lowest_alike(row_ptr, vocab_size, edge, best, temperature, block_size)
         if top_p < 1.0:
             mass, _, _ = _weigh(row_ptr, vocab_size, edge, best, rate, True, block_size)
             edge = _edge(row_ptr, vocab_size, edge, best, rate, top_p * mass, True, block_size)

@@ -97,6 +97,15 @@ def test_ties_at_the_edge_all_stay(device: str) -> None:
     check_kept(logits, PARAMS, device)
 
 
+@pytest.mark.parametrize("tiny", [2.0**-1040, 1e-300, 1e-20])
+def test_logits_that_round_to_one_value_are_a_tie(tiny: float, device: str) -> None:
+    """Shifted by the best and divided they are the same number, and weigh together in top-p."""
+    logits = torch.zeros(1, 63, dtype=torch.float64)
+    logits[0, [8, 22, 24, 36]] = 1.0
+    logits[0, 0] = tiny
+    check_kept(logits, [SamplingParams(seed=0, temperature=0.7, top_k=5, top_p=0.5)], device)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _keys_kernel(values_ptr: tl.tensor, keys_ptr: tl.tensor, num: tl.constexpr) -> None:
     places = tl.arange(0, num)
