@@ -5,9 +5,9 @@ query heads a key head fill the block_m rows of a matrix product. Its context is
 positions: in chunks, and SEGMENT_CHUNKS of these make a segment. An item is one tile against a
 whole segment, or, where so few would leave the card idle, against one chunk of it:
 
-    sequence of 5 rows behind 600 tokens, BLOCK_Q 4, chunks of 256, segments of 2,048
+    sequence of 5 rows behind 700 tokens, BLOCK_Q 4, chunks of 320, segments of 1,920
 
-    rows     tokens [0, 256)   [256, 512)   [512, 605)
+    rows     tokens [0, 320)   [320, 640)   [640, 705)
     0..3     item 0            item 1       item 4          alone: cut in chunks
     4        item 2            item 3       item 5          short rests come last
     0..3     item 0                                         in company: whole segments
@@ -30,11 +30,11 @@ from torch import Tensor
 
 from kernels.head_layout import HeadLayout
 
-# Four tiles of 64 tokens. Shorter: more partial results to merge than context to read; longer: a
-# lone sequence of 1,024 tokens leaves most of the card idle.
-CHUNK_LEN = 256
-# One program merges that many chunks, or the segments of 32,768 tokens, in about two microseconds.
-SEGMENT_CHUNKS = tl.constexpr(8)
+# Five tiles of 64 tokens. Shorter: more partial results to merge than context to read; longer: few
+# sequences leave most of the card idle. 16 x 5 rows of 1,024 tokens: 35 us, and 43 with 256 tokens.
+CHUNK_LEN = 320
+# So many chunks are added up by one program, and segments by another.
+SEGMENT_CHUNKS = tl.constexpr(6)
 # sequence | first row | rows | first chunk | end of its chunks | cache index of the first row |
 # cache index of the sequence's first row in this round (a tree starts there) | its rows |
 # place of the tile's first item | chunks of the tile | chunks of an item of the tile

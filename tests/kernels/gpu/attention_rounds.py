@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.attention_work import (
+    CHUNK_LEN,
     AttentionBatch,
     AttentionWork,
     max_items,
@@ -114,7 +115,7 @@ def make_work(
     lens: Lens,
     *,
     block_m: int = 16,
-    chunk_len: int = 256,
+    chunk_len: int = CHUNK_LEN,
     num_processors: int | None = None,
     merges_apart: bool = False,
 ) -> AttentionWork:
@@ -150,7 +151,7 @@ def attend(
     attention: Round,
     *,
     block_m: int = 16,
-    chunk_len: int = 256,
+    chunk_len: int = CHUNK_LEN,
     num_processors: int | None = None,
     merges_apart: bool = False,
     **options: Unpack[KernelOptions],

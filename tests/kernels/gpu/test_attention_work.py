@@ -6,7 +6,9 @@ from torch import Tensor
 
 from kernels.gpu.attention_work import (
     ALWAYS_CUT,
+    CHUNK_LEN,
     MAX_SEQUENCES,
+    SEGMENT_CHUNKS,
     AttentionBatch,
     AttentionWork,
     attention_work_reference,
@@ -17,13 +19,26 @@ from kernels.head_layout import HeadLayout
 from tests.kernels.gpu.compiled import compile_for_sm90
 
 GUARD = -77
+SEGMENT_LEN = SEGMENT_CHUNKS.value * CHUNK_LEN
 ROUNDS = {
     "one-decode": [(1, 1)],
-    "edges-of-a-chunk": [(1, 255), (1, 256), (1, 257), (5, 256), (5, 258), (2, 1009)],
+    "edges-of-a-chunk": [
+        (1, CHUNK_LEN - 1),
+        (1, CHUNK_LEN),
+        (1, CHUNK_LEN + 1),
+        (5, CHUNK_LEN),
+        (5, CHUNK_LEN + 2),
+        (2, 1009),
+    ],
     "prefill": [(63, 63), (501, 1009)],
     "behind-a-context": [(150, 1009), (63, 600)],
     "mixed-with-padding": [(63, 63), (0, 0), (1, 700), (5, 1009), (0, 0), (0, 0)],
-    "several-segments": [(5, 2048), (1, 4096 + 700), (1, 2053), (2, 130)],
+    "several-segments": [
+        (5, SEGMENT_LEN),
+        (1, 2 * SEGMENT_LEN + 700),
+        (1, SEGMENT_LEN + 5),
+        (2, 130),
+    ],
     "nobody": [(0, 0), (0, 0)],
 }
 
@@ -89,7 +104,7 @@ def test_one_kernel_lists_what_comes(device: str) -> None:
 def test_too_much_work_is_not_listed(device: str) -> None:
     """A round that has no place is left out, and nothing is touched but the count."""
     lens = [(1, 600), (5, 700), (1, 10)]
-    work = make_work(9, 10, 4, device, num_processors=ALWAYS_CUT)
+    work = make_work(8, 10, 4, device, num_processors=ALWAYS_CUT)
     plan_attention_work(make_batch(lens, 10, device), work)
     assert work.num_items.item() == 0
     assert (work.items == GUARD).all()
@@ -102,17 +117,17 @@ def covered(items: Tensor, sequence: int) -> list[tuple[int, int]]:
 
 def test_a_long_tile_among_short_ones_is_cut(device: str) -> None:
     """Alone it would keep one processor busy after all others are done."""
-    lens = [(1, 2048)] + [(1, 300)] * 7
+    lens = [(1, SEGMENT_LEN)] + [(1, CHUNK_LEN + 44)] * 7
     work = make_work(64, 8, 4, device)
     plan_attention_work(make_batch(lens, 8, device), work)
     items = listed(work)
-    assert covered(items, 0) == [(chunk, chunk + 1) for chunk in range(8)]
+    assert covered(items, 0) == [(chunk, chunk + 1) for chunk in range(SEGMENT_CHUNKS.value)]
     assert all(covered(items, sequence) == [(0, 2)] for sequence in range(1, 8))
 
 
 def test_long_items_come_first(device: str) -> None:
     """Whole segments, then rests and chunks, then what is less than half a chunk."""
-    lens = [(1, 10), (1, 2053), (1, 900), (1, 2048), (1, 1200)]
+    lens = [(1, 10), (1, SEGMENT_LEN + 5), (1, 900), (1, SEGMENT_LEN), (1, 1200)]
     work = make_work(64, 5, 4, device, num_processors=1)
     plan_attention_work(make_batch(lens, 5, device), work)
     assert listed(work)[:, 0].tolist() == [1, 3, 4, 2, 1, 0]
@@ -120,14 +135,16 @@ def test_long_items_come_first(device: str) -> None:
 
 def test_sizing_counts_tiles_times_chunks() -> None:
     """Two tiles of 16 rows / 4 heads over three chunks, and one over one."""
-    assert max_items([(5, 513), (1, 256)], group_size=4, block_m=16) == 2 * 3 + 1
+    assert (
+        max_items([(5, 2 * CHUNK_LEN + 1), (1, CHUNK_LEN)], group_size=4, block_m=16) == 2 * 3 + 1
+    )
 
 
 def test_hopper_holds_it_without_spills() -> None:
     """For as many sequences as there can be."""
     names = ["query_starts", "context_lens", "items", "num_items", "rows"]
     constexprs = {
-        "max_sequences": MAX_SEQUENCES, "block_q": 4, "chunk_len": 256, "num_kv_heads": 8,
+        "max_sequences": MAX_SEQUENCES, "block_q": 4, "chunk_len": CHUNK_LEN, "num_kv_heads": 8,
         "num_processors": 132, "group_size": 4, "merges_apart": True,
     }  # fmt: skip
     signature = dict.fromkeys([f"{name}_ptr" for name in names], "*i32")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu.attention_work import AttentionBatch
+from kernels.gpu.attention_work import CHUNK_LEN, AttentionBatch
 from kernels.gpu.verify_attention import CONFIGS, FP8_CONFIGS
 from tests.kernels.gpu.attention_rounds import (
     Lens,
@@ -354,7 +354,7 @@ def test_hopper_holds_it_without_spills(
     constexprs = {
         "soft_cap": 0.0, "window": 0, "num_kv_heads": 8, "group_size": 4, "head_dim": head_dim,
         "block_size": block_size, "block_m": block_m, "block_n": config.block_n,
-        "chunk_len": 64 if merges_apart else 256, "merges_apart": merges_apart,
+        "chunk_len": 64 if merges_apart else CHUNK_LEN, "merges_apart": merges_apart,
         "is_interpreted": False,
     }  # fmt: skip
     resources = compile_for_sm90(
