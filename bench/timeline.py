@@ -93,11 +93,11 @@ class Load:
         )  # fmt: skip
 
 
-def play(load: Load, costs: Costs, limits: DraftLimits) -> Played:
-    """Run a load to its end."""
+def play(load: Load, costs: Costs, limits: DraftLimits, *, can_follow: bool = True) -> Played:
+    """Run a load to its end; with steps of the drafter begun one behind another, or not."""
     time, models = Timeline(), (Counting(TARGET), Counting(DRAFT))
     target = Target(time, costs, models[0], load.policy)
-    target.drafter = Drafter(time, costs, models[1], limits, target)
+    target.drafter = Drafter(time, costs, models[1], limits, target, can_follow=can_follow)
     target.waiting = load.jobs()
     for _ in range(load.streams):
         target.engine.submit(target.waiting.pop(0))
@@ -122,12 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.7])
     parser.add_argument("--step-us", type=float, default=Costs.step_s / US)
     parser.add_argument("--hop-us", type=float, default=Costs.hop_s / US)
+    parser.add_argument("--one-by-one", action="store_true", help="steps of the drafter")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     costs = Costs(step_s=options.step_us * US, hop_s=options.hop_us * US)
+    can_follow = not options.one_by_one
     for streams, temperature in itertools.product(options.streams, options.temperature):
         load = Load(streams, temperature, streams * ANSWERS_A_STREAM.get(streams, 1))
-        print(f"{streams:3d} streams  T {temperature}  {play(load, costs, GPU_LIMITS)}", flush=True)
+        played = play(load, costs, GPU_LIMITS, can_follow=can_follow)
+        print(f"{streams:3d} streams  T {temperature}  {played}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ from torch import Tensor
 from draft_worker.limits import DraftLimits
 from draft_worker.model_drafter import ModelDrafter
 from draft_worker.service import DraftService, Mail
+from kernels.gumbel_top import Top
 from shared.engine.blocks import BlockPool
+from shared.engine.ranking import Collect, HostRanker
 from shared.engine.runner import ModelRunner
 from shared.engine.samplers import HostSampler
+from shared.engine.sampling import Row
 from shared.engine.spans import Runner, Span
 from shared.protocol.messages import Message
 from target_worker.admitted import AdmittedJob
@@ -40,18 +43,23 @@ class Costs:
 
     round_s: float = 4_280 * US  # 8B, with sampler and host
     round_row_s: float = 15 * US
-    step_s: float = 1_100 * US  # 1B, with ranking and host
-    step_row_s: float = 10 * US
-    step_session_s: float = 10 * US
+    step_s: float = 1_000 * US  # 1B, with ranking
+    step_row_s: float = 6 * US
+    plan_s: float = 330 * US  # of a step, by its host: planned, forked, staged, launched, read
+    plan_row_s: float = 16 * US
     hop_s: float = 300 * US  # from one worker to the other
 
     def of_round(self, num_rows: int) -> float:
         """A round of the target."""
         return self.round_s + self.round_row_s * num_rows
 
-    def of_step(self, num_rows: int, num_sessions: int) -> float:
-        """A step of the drafter."""
-        return self.step_s + self.step_row_s * num_rows + self.step_session_s * num_sessions
+    def of_step(self, num_rows: int) -> float:
+        """What a step of the drafter computes."""
+        return self.step_s + self.step_row_s * num_rows
+
+    def of_plan(self, num_rows: int) -> float:
+        """What it takes its host."""
+        return self.plan_s + self.plan_row_s * num_rows
 
 
 @dataclass
@@ -160,20 +168,65 @@ class Target:
             self._time.after(self._costs.hop_s, lambda: hear(messages))
 
 
+class Device(HostRanker):
+    """A drafter's device and host: passes take their time, behind one another.
+
+    Its time may be ahead of the timeline's while a call is played; who called is busy until then.
+    """
+
+    def __init__(self, time: Timeline, costs: Costs, runner: Counting, *, can_follow: bool) -> None:
+        super().__init__(runner, HostSampler(), can_follow=can_follow)
+        self._time, self._costs, self._counting = time, costs, runner
+        self._now_s = self._free_s = 0.0
+
+    def monotonic_s(self) -> float:
+        """See shared.common.clock.Clock."""
+        self._now_s = max(self._now_s, self._time.now_s)
+        return self._now_s
+
+    def unix_ms(self) -> int:
+        """See shared.common.clock.Clock."""
+        return int(1_000 * self.monotonic_s())
+
+    def begin(
+        self, spans: Sequence[Span], rows: Sequence[Row], num: int, follows: Sequence[int] = ()
+    ) -> Collect:
+        """See Ranker."""
+        collect = super().begin(spans, rows, num, follows)
+        num_rows = self._counting.num_rows
+        self._now_s = self.monotonic_s() + self._costs.of_plan(num_rows)
+        ends_s = self._free_s = max(self._now_s, self._free_s) + self._costs.of_step(num_rows)
+
+        def collected() -> list[Top]:
+            self._now_s = max(self.monotonic_s(), ends_s)
+            return collect()
+
+        return collected
+
+
 class Drafter:
     """A drafter whose steps take their time; it hears between them."""
 
     def __init__(
-        self, time: Timeline, costs: Costs, runner: Counting, limits: DraftLimits, target: Target
+        self,
+        time: Timeline,
+        costs: Costs,
+        runner: Counting,
+        limits: DraftLimits,
+        target: Target,
+        *,
+        can_follow: bool,
     ) -> None:
+        self._device = Device(time, costs, runner, can_follow=can_follow)
         self.model = ModelDrafter(
-            runner, HostSampler(), BlockPool(NUM_BLOCKS, BLOCK_SIZE), limits=limits,
+            self._device, BlockPool(NUM_BLOCKS, BLOCK_SIZE), limits=limits, clock=self._device,
             vocab_size=runner.vocab_size, max_model_len=runner.max_model_len,
         )  # fmt: skip
         self._service = DraftService(self.model, draft_id="d", clock=time, session_timeout_s=60.0)
-        self._time, self._costs, self._runner, self._target = time, costs, runner, target
+        self._time, self._costs, self._target = time, costs, target
         self._heard: list[Message] = []
-        self._computes = False
+        self._is_busy = False
+        self._num_naps = 0
 
     def hear(self, messages: Sequence[Message]) -> None:
         """Mail has come."""
@@ -181,22 +234,29 @@ class Drafter:
         self._turn()
 
     def _turn(self) -> None:
-        if self._computes:
+        """As `draft_worker.loop`."""
+        if self._is_busy:
             return
         heard, self._heard = self._heard, []
         self._send(self._service.handle(heard))
         if not self._service.has_work:
             return
-        num_runs, num_sessions = self._runner.num_runs, self._service.num_sessions
+        self._num_naps += 1
+        if self._service.listen_s > 0.0:
+            nap = self._num_naps
+            self._time.after(self._service.listen_s, lambda: self._wake(nap))
+            return
         mail = self._service.step()
-        took_s = 0.0
-        if self._runner.num_runs > num_runs:
-            took_s = self._costs.of_step(self._runner.num_rows, num_sessions)
-        self._computes = True
-        self._time.after(took_s, lambda: self._end_step(mail))
+        self._is_busy = True
+        busy_s = self._device.monotonic_s() - self._time.now_s
+        self._time.after(busy_s, lambda: self._end_step(mail))
+
+    def _wake(self, nap: int) -> None:
+        if nap == self._num_naps:
+            self._turn()
 
     def _end_step(self, mail: Mail) -> None:
-        self._computes = False
+        self._is_busy = False
         self._send(mail)
         self._turn()
 

@@ -1,6 +1,6 @@
 """From a plan to the spans of one pass: allocates blocks, forks branches, makes room."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from draft_worker.chain import Chain
@@ -8,7 +8,8 @@ from draft_worker.limits import DraftLimits
 from draft_worker.plan import Candidate, Plan
 from draft_worker.session import DraftSession
 from shared.engine.blocks import OutOfBlocks
-from shared.engine.spans import Runner, Span
+from shared.engine.ranking import KNOWN, Ranker
+from shared.engine.spans import Span
 
 
 class Growth(NamedTuple):
@@ -17,18 +18,39 @@ class Growth(NamedTuple):
     session: DraftSession
     chain: Chain
     span: Span
+    follow: int  # the row of the step under way that it goes on from, or KNOWN
+    generation: int  # of the chain
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what comes of it is still of use to the chain."""
+        return self.generation == self.chain.generation
 
 
 class Batch:
-    """The spans of one pass: main chains, then prefill chunks, then branches, while tokens last."""
+    """The spans of one pass: main chains, then prefill chunks, then branches, while tokens last.
+
+    Args:
+        plan: of it.
+        sessions: all there are.
+        ranker: copies blocks.
+        limits: of tokens.
+        awaited: rows of the step under way, by the chains that they belong to.
+    """
 
     def __init__(
-        self, plan: Plan, sessions: Iterable[DraftSession], runner: Runner, limits: DraftLimits
+        self,
+        plan: Plan,
+        sessions: Iterable[DraftSession],
+        ranker: Ranker,
+        limits: DraftLimits,
+        awaited: Mapping[Chain, int],
     ) -> None:
         self.growths: list[Growth] = []
         self.starved: list[DraftSession] = []  # no block left even without any branch
         self._sessions = sessions
-        self._runner = runner
+        self._ranker = ranker
+        self._awaited = awaited
         self._limits = limits
         self._budget = limits.max_num_batched_tokens
         self._is_full = False
@@ -71,14 +93,15 @@ class Batch:
             except OutOfBlocks:
                 self._is_full = True
         if copies:
-            self._runner.copy_blocks(copies)
+            self._ranker.copy_blocks(copies)
 
     def _add(self, session: DraftSession, chain: Chain) -> None:
+        follow = self._awaited[chain] if chain.num_awaited else KNOWN
         span, copy = chain.span(self._budget)
         if copy is not None:  # at once: a fork in this step may start from the copy
-            self._runner.copy_blocks([copy])
+            self._ranker.copy_blocks([copy])
         self._budget -= len(span.token_ids)
-        self.growths.append(Growth(session, chain, span))
+        self.growths.append(Growth(session, chain, span, follow, chain.generation))
 
     def _make_room(self) -> None:
         # Branches are bets; a main chain is what every session lives on.

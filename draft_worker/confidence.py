@@ -11,7 +11,7 @@ from typing import NamedTuple
 _BUCKET_WIDTH = 0.25
 _NUM_BUCKETS = 24  # margins from 6 up are alike
 _PRIOR_WEIGHT = 16.0  # verdicts that the starting figures are worth
-_MEMORY = 4_096.0  # verdicts per bucket after which the older half counts half
+_MEMORY = 4_096.0  # verdicts, of a bucket or of all, after which the older half counts half
 # Where the drafter is wrong, the truth is its rank 2, 3, 4 so often (trial pair, T = 0.7).
 _PRIOR_SHARES = (0.55, 0.19, 0.08)
 
@@ -33,6 +33,7 @@ class Confidence:
         for bucket in range(_NUM_BUCKETS):
             margin = (bucket + 0.5) * _BUCKET_WIDTH
             self._right[bucket] = _PRIOR_WEIGHT * (1.0 - 0.6 * math.exp(-margin / 1.5))
+        self._all_right, self._all = sum(self._right), sum(self._total)
         self._misses = _PRIOR_WEIGHT
         self._rank_hits = [_PRIOR_WEIGHT * share for share in _PRIOR_SHARES]
 
@@ -41,19 +42,33 @@ class Confidence:
         bucket = _bucket(margin)
         return self._right[bucket] / self._total[bucket]
 
-    def share(self, rank: int) -> float:
-        """Given a wrong guess, how likely its runner-up of this rank (1: the next) is right."""
-        return self._rank_hits[rank - 1] / self._misses if rank <= len(self._rank_hits) else 0.0
+    @property
+    def mean(self) -> float:
+        """The same of a guess whose margin is not known yet."""
+        return self._all_right / self._all
+
+    def shares(self, num: int) -> list[float]:
+        """Given a wrong guess, how likely each of its runners-up is right, the next one first.
+
+        Of `num` at most; what comes later is never right.
+        """
+        return [hits / self._misses for hits in self._rank_hits[:num]]
 
     def observe(self, guess: Guess, token_id: int) -> None:
         """Learn what a position that was guessed turned out to be."""
         bucket = _bucket(guess.margin)
+        is_right = guess.token_ids[0] == token_id
         self._total[bucket] += 1.0
         if self._total[bucket] > _MEMORY:
             self._total[bucket] *= 0.5
             self._right[bucket] *= 0.5
-        if guess.token_ids[0] == token_id:
-            self._right[bucket] += 1.0
+        self._right[bucket] += is_right
+        self._all += 1.0
+        self._all_right += is_right
+        if self._all > _MEMORY:
+            self._all *= 0.5
+            self._all_right *= 0.5
+        if is_right:
             return
         self._misses += 1.0
         for rank, other in enumerate(guess.token_ids[1:]):

@@ -52,6 +52,11 @@ class Drafter(Protocol):
         ...
 
     @property
+    def listen_s(self) -> float:
+        """Seconds to wait for messages before the next step: it could not begin to compute yet."""
+        ...
+
+    @property
     def num_free(self) -> int:
         """How many short new sessions would be taken."""
         ...

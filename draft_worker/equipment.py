@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from draft_worker.config import Config, DrafterKind
 from draft_worker.drafter import Drafter
 from draft_worker.ngram_drafter import NgramDrafter
+from shared.common.clock import SystemClock
 from shared.common.errors import ConfigError
 from shared.config.model import Dtype
 from shared.config.source import served_name
@@ -14,7 +15,7 @@ from shared.engine.text import TextTokenizer
 from shared.protocol.messages import DraftRequest
 from shared.protocol.sampling import SamplingParams
 
-_WARM_UP_STEPS = 4  # the first passes allocate and plan; no session should wait for that
+_WARM_UP_STEPS = 8  # the first passes allocate and plan; no session should wait for that
 GPU_MEMORY_SHARE = 1.0  # its cache is a number of blocks; it may share the card with a target
 
 
@@ -50,12 +51,12 @@ def equip(config: Config) -> Equipment:
     model = load_model(directory, model_settings(config))
     shape = model.config
     drafter = ModelDrafter(
-        model.runner,
-        model.sampler,
+        model.ranker,
         BlockPool(model.num_blocks, config.block_size),
         vocab_size=shape.vocab_size,
         max_model_len=shape.max_model_len,
         limits=config.limits,
+        clock=SystemClock(),
     )
     _warm_up(drafter, shape.max_model_len)
     return Equipment(
@@ -110,3 +111,5 @@ def _warm_up(drafter: Drafter, max_model_len: int) -> None:
             for _ in range(_WARM_UP_STEPS):
                 drafter.step()
             drafter.close(request.session_id)
+        while drafter.has_work:  # what is still under way
+            drafter.step()

@@ -85,7 +85,7 @@ class DraftLoop:
         if messages:
             self._send(self._service.handle(message for message in messages if message is not None))
             self._num_taken += sum(isinstance(message, DraftRequest) for message in messages)
-        if self._service.has_work:
+        if self._service.has_work and self._service.listen_s <= 0.0:
             self._send(self._service.step())
         if now_s - self._swept_s >= _SWEEP_INTERVAL_S:
             self._swept_s = now_s
@@ -95,11 +95,10 @@ class DraftLoop:
     def _received(self) -> list[Message | None]:
         """All that has come; waits for the first only when there is nothing else to do."""
         messages: list[Message | None] = []
+        wait_s = self._service.listen_s if self._service.has_work else _IDLE_S
         try:
-            if self._service.has_work:
-                messages.append(self._incoming.get_nowait())
-            else:
-                messages.append(self._incoming.get(timeout=_IDLE_S))
+            if wait_s > 0.0:
+                messages.append(self._incoming.get(timeout=wait_s))
             while True:
                 messages.append(self._incoming.get_nowait())
         except queue.Empty:

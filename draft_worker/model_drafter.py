@@ -12,19 +12,21 @@ another has asked.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from draft_worker.batch import Batch, Growth
+from draft_worker.batch import Batch
 from draft_worker.chain import Chain
 from draft_worker.checks import are_token_ids, is_servable
 from draft_worker.confidence import Confidence, Guess
 from draft_worker.drafter import Proposal, unseen
+from draft_worker.flight import Flight
 from draft_worker.limits import DraftLimits
+from draft_worker.pace import Pace
 from draft_worker.plan import make_plan
 from draft_worker.session import DraftSession
+from shared.common.clock import Clock
 from shared.engine.blocks import BlockPool, OutOfBlocks
-from shared.engine.samplers import Sampler
-from shared.engine.spans import Runner
+from shared.engine.ranking import Ranker
 from shared.protocol.limits import MAX_PATH_TOKENS
 from shared.protocol.messages import DraftClosed, DraftPath, DraftRequest, Verdict
 
@@ -32,23 +34,28 @@ _NUM_KINDS = 5  # of temperature, in halves: margins mean different things in ea
 
 
 class ModelDrafter:
-    """Continuous batching over sessions; see `draft_worker.drafter.Drafter`."""
+    """Continuous batching over sessions; see `draft_worker.drafter.Drafter`.
+
+    On a device that computes by itself a step is begun behind the one under way, before that one's
+    guesses are read: every chain in it goes on from a guess that only the device knows.
+    """
 
     def __init__(
         self,
-        runner: Runner,
-        sampler: Sampler,
+        ranker: Ranker,
         pool: BlockPool,
         *,
         vocab_size: int,
         max_model_len: int,
         limits: DraftLimits,
+        clock: Clock,
     ) -> None:
         self.pool = pool
         self.sessions: dict[str, DraftSession] = {}
         self.counts: Counter[str] = Counter()  # steps, rows; misses and covered of closed sessions
-        self._runner = runner
-        self._sampler = sampler
+        self._ranker = ranker
+        self._pace = Pace(clock)
+        self._flight: Flight | None = None
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._limits = limits
@@ -60,6 +67,12 @@ class ModelDrafter:
     def has_work(self) -> bool:
         """See Drafter."""
         return not self._is_idle or bool(self._ready)
+
+    @property
+    def listen_s(self) -> float:
+        """See Drafter."""
+        is_busy = self._flight is not None and not self._ready
+        return self._pace.listen_s if is_busy else 0.0
 
     @property
     def num_free(self) -> int:
@@ -128,32 +141,53 @@ class ModelDrafter:
         return ready
 
     def _compute(self) -> None:
-        plan = make_plan(self.sessions.values(), self._limits)
-        batch = Batch(plan, self.sessions.values(), self._runner, self._limits)
-        self._is_idle = not batch.growths
-        unusable = self._run(batch.growths) if batch.growths else []
-        for session in (*batch.starved, *unusable):
-            if session.session_id in self.sessions:
+        """Begin a step, behind the one under way if there is one, and take in what that found."""
+        before, self._flight = self._flight, self._begin()
+        if not self._ranker.can_follow:
+            before, self._flight = self._flight, None
+        self._is_idle = before is self._flight is None
+        if before is not None:
+            self._collect(self._land(before))
+        elif self._is_idle:
+            self._collect(set())
+
+    def _begin(self) -> Flight | None:
+        """Begin the step that is worth the most now; None if none is worth anything."""
+        before, asked_s = self._flight, self._pace.now_s()
+        sessions, limits = self.sessions.values(), self._limits
+        awaited = {} if before is None else before.rows
+        batch = Batch(make_plan(sessions, limits), sessions, self._ranker, limits, awaited)
+        self._drop(batch.starved)
+        if not batch.growths:
+            return None
+        self.counts["steps"] += 1
+        self.counts["rows"] += len(batch.growths)
+        flight = Flight.begin(batch.growths, self._ranker, limits.num_ranks)
+        self._pace.begun(asked_s, is_behind=before is not None)
+        return flight
+
+    def _land(self, flight: Flight) -> set[Chain]:
+        """Take in what a step found. Returns the chains that grew."""
+        waited_from_s = self._pace.now_s()
+        tops = flight.collect()
+        self._pace.landed(waited_from_s)
+        grown, unusable = set(), []
+        for (session, chain, *_), (token_ids, scores) in flight.usable(tops):
+            if not token_ids:
+                unusable.append(session)
+                continue
+            margin = scores[0] - scores[1] if len(scores) > 1 else math.inf
+            chain.push(Guess(token_ids, margin, session.confidence.odds(margin)))
+            grown.add(chain)
+        self._drop(unusable)
+        return grown
+
+    def _drop(self, sessions: Iterable[DraftSession]) -> None:
+        """Close sessions that cannot go on, and say so."""
+        for session in sessions:
+            if self.sessions.get(session.session_id) is session:
                 self.close(session.session_id)
                 self._ready.append(DraftClosed(session.session_id))
-        self._collect({chain for _, chain, span in batch.growths if span.num_logits})
-
-    def _run(self, growths: Sequence[Growth]) -> list[DraftSession]:
-        """One pass. Returns the sessions whose logits are of no use, which cannot go on."""
-        self.counts["steps"] += 1
-        self.counts["rows"] += len(growths)
-        logits = self._runner.run([growth.span for growth in growths])
-        grown = [growth for growth in growths if growth.span.num_logits]
-        rows = [growth.chain.row for growth in grown]
-        tops = self._sampler.rank(logits, rows, self._limits.num_ranks)
-        unusable = []
-        for (session, chain, _), (token_ids, scores) in zip(grown, tops, strict=True):
-            if token_ids:
-                margin = scores[0] - scores[1] if len(scores) > 1 else math.inf
-                chain.push(Guess(token_ids, margin, session.confidence.odds(margin)))
-            else:
-                unusable.append(session)
-        return unusable
 
     def _collect(self, grown: set[Chain]) -> None:
         """Make paths of new guesses: at once where the target has none, else in chunks."""

@@ -57,6 +57,11 @@ class NgramDrafter:
         return bool(self._with_news)
 
     @property
+    def listen_s(self) -> float:
+        """See Drafter."""
+        return 0.0
+
+    @property
     def num_free(self) -> int:
         """See Drafter."""
         return self._limits.max_num_seqs - len(self._sessions)

@@ -5,7 +5,7 @@ A main chain with nothing ahead has value 1, so sessions whose target has nothin
 main chains fall as they run ahead, and a branch is worth the probability that it becomes the truth.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ def make_plan(sessions: Iterable[DraftSession], limits: DraftLimits) -> Plan:
     prefills: list[DraftSession] = []
     for session in sessions:
         if session.main.num_pending <= MAX_CATCH_UP:
-            growing += _candidates(session, limits)
+            _add_candidates(growing, session, limits)
         elif session.can_grow(session.main, limits.max_ahead):
             prefills.append(session)
     growing.sort(key=itemgetter(0), reverse=True)
@@ -54,34 +54,48 @@ def _num_paying(growing: Sequence[Candidate], limits: DraftLimits) -> int:
     return min(len(growing), limits.max_num_rows)
 
 
-def _candidates(session: DraftSession, limits: DraftLimits) -> Iterator[Candidate]:
-    main = session.main
+def _add_candidates(growing: list[Candidate], session: DraftSession, limits: DraftLimits) -> None:
+    main, min_odds = session.main, limits.min_odds
+    shares = session.confidence.shares(limits.num_alternates if limits.num_branches else 0)
+    best_share = max(shares, default=0.0)
+    limit = session.limit(limits.max_ahead)
     reach = 1.0
-    position = session.num_confirmed
-    for guess in main.guesses:
+    for position, guess in enumerate(main.guesses, session.num_confirmed):
         missed = reach * (1.0 - guess.odds)
-        if missed >= limits.min_odds and limits.num_branches:
-            yield from _branches(session, position, missed, limits)
+        if missed * best_share >= min_odds and shares and position + 1 < limit:
+            others = zip(guess.token_ids[1:], shares, strict=False)
+            _add_branches(growing, session, position, others, missed, limits)
         reach *= guess.odds
-        position += 1
-    if (reach >= limits.min_odds or not main.guesses) and session.can_grow(main, limits.max_ahead):
-        yield reach, session, main, 0, 0
+        if reach < min_odds:
+            return  # nothing further on is more likely
+    if main.num_awaited:
+        reach *= session.confidence.mean**main.num_awaited
+    if (reach >= min_odds or not main.guesses) and session.can_grow(main, limits.max_ahead):
+        growing.append((reach, session, main, 0, 0))
 
 
-def _branches(
-    session: DraftSession, position: int, missed: float, limits: DraftLimits
-) -> Iterator[Candidate]:
-    share = session.confidence.share
-    others = session.guess_at(position).token_ids[1 : 1 + limits.num_alternates]
-    has_room = len(session.branches) < limits.num_branches
-    for rank, token_id in enumerate(others, 1):
-        value = missed * share(rank)
-        branch = session.branches.get((position, token_id))
-        if branch is not None:
-            for guess in branch.guesses:
-                value *= guess.odds
-            is_possible = session.can_grow(branch, limits.max_ahead)
-        else:
-            is_possible = has_room and session.can_follow(position, token_id, limits.max_ahead)
-        if is_possible and value >= limits.min_odds:
-            yield value, session, branch, position, token_id
+def _add_branches(  # noqa: PLR0917 -- called a hundred times a step
+    growing: list[Candidate],
+    session: DraftSession,
+    position: int,
+    others: Iterable[tuple[int, float]],  # tokens that may be right in the place of a guess
+    missed: float,
+    limits: DraftLimits,
+) -> None:
+    branches, min_odds = session.branches, limits.min_odds
+    has_room = len(branches) < limits.num_branches
+    for token_id, share in others:
+        value = missed * share
+        if value < min_odds:
+            continue
+        branch = branches.get((position, token_id))
+        if branch is None:
+            if has_room and token_id not in session.stop_ids:
+                growing.append((value, session, None, position, token_id))
+            continue
+        for guess in branch.guesses:
+            value *= guess.odds
+        if branch.num_awaited:
+            value *= session.confidence.mean**branch.num_awaited
+        if value >= min_odds and session.can_grow(branch, limits.max_ahead):
+            growing.append((value, session, branch, position, token_id))

@@ -65,6 +65,11 @@ class DraftService:
         return self._drafter.has_work
 
     @property
+    def listen_s(self) -> float:
+        """Seconds to wait for messages before the next `step`."""
+        return self._drafter.listen_s
+
+    @property
     def usage(self) -> float:
         """How full the drafter's memory is, 0 to 1."""
         return self._drafter.usage

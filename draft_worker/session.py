@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from draft_worker.chain import Chain
 from draft_worker.confidence import Confidence, Guess
+from shared.engine.adjustments import changes_logits
 from shared.engine.blocks import BlockCopy, BlockTable
 from shared.protocol.messages import DraftRequest
 
@@ -24,7 +25,9 @@ class DraftSession:
         self.confidence = confidence
         self.num_misses = 0  # corrections where a guess was
         self.num_covered = 0  # of these, corrections whose continuation was already there
-        self._stop_ids = frozenset(request.sampling.stop_token_ids)
+        # Whether what is chosen next may depend on tokens before, other than by the model.
+        self.is_adjusted = changes_logits(request.sampling, 0)
+        self.stop_ids = frozenset(request.sampling.stop_token_ids)
         self.main = Chain(
             list(request.token_ids),
             table,
@@ -40,16 +43,18 @@ class DraftSession:
 
     def can_grow(self, chain: Chain, max_ahead: int) -> bool:
         """Whether another guess may be added to a chain of this session."""
-        length = len(chain.token_ids)
-        is_prompt = length == chain.row.prompt_len  # which may well end with a stop token
-        return self.can_follow(length - 1, -1 if is_prompt else chain.token_ids[-1], max_ahead)
+        if self.has_ended(chain) or (chain.num_awaited and self.is_adjusted):
+            return False
+        return len(chain.token_ids) + chain.num_awaited < self.limit(max_ahead)
 
-    def can_follow(self, position: int, token_id: int, max_ahead: int) -> bool:
-        """Whether a guess may follow this token at this position."""
-        return (
-            position + 1 < min(self.max_len, self.num_confirmed + max_ahead)
-            and token_id not in self._stop_ids
-        )
+    def limit(self, max_ahead: int) -> int:
+        """Tokens that a chain may come to."""
+        return min(self.max_len, self.num_confirmed + max_ahead)
+
+    def has_ended(self, chain: Chain) -> bool:
+        """Whether the last known token of a chain ends it; a prompt may well have a stop token."""
+        tokens = chain.token_ids
+        return tokens[-1] in self.stop_ids and len(tokens) > chain.row.prompt_len
 
     def confirm(self, token_ids: Sequence[int]) -> None:
         """The target confirmed these next tokens: advance, and keep what is still right."""

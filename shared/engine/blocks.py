@@ -139,6 +139,9 @@ class BlockTable:
             self.block_ids[-1]
         )
         num_new = -(-num_tokens // pool.block_size) - len(self.block_ids)
+        if not (num_new or is_copied):
+            self.num_tokens = num_tokens
+            return None
         if num_new + is_copied > pool.num_free:
             raise OutOfBlocks(f"{num_new + is_copied} blocks needed, {pool.num_free} free")
         copy = self._replace_last() if is_copied else None

@@ -18,6 +18,7 @@ from shared.config.model import CPU, CacheDtype, Dtype
 from shared.engine.config import ARCHITECTURES
 from shared.engine.fields import Fields
 from shared.engine.following import Follower
+from shared.engine.ranking import HostRanker, Ranker
 from shared.engine.runner import ModelRunner
 from shared.engine.samplers import HostSampler, Sampler
 from shared.engine.settings import ModelSettings
@@ -45,6 +46,7 @@ class Model:
     runner: Runner
     sampler: Sampler
     num_blocks: int
+    ranker: Ranker  # of both: what drafters use
     follower: Follower | None = None  # where rounds can begin before the one before is known
 
 
@@ -91,16 +93,22 @@ def _load_on_cpu(directory: Path, settings: ModelSettings, path: Computation) ->
     num_blocks = settings.cache_tokens // block_size
     if path is Computation.OWN:
         runner = ModelRunner.load(directory, num_blocks=num_blocks, block_size=block_size)
-        return Model(runner.config, runner, HostSampler(), num_blocks)
+        return _on_cpu(runner.config, runner, num_blocks)
     from shared.engine.foreign.loading import load_foreign  # noqa: PLC0415 - needs transformers
 
     config, runner = load_foreign(directory, num_blocks=num_blocks, block_size=block_size)
-    return Model(config, runner, HostSampler(), num_blocks)
+    return _on_cpu(config, runner, num_blocks)
+
+
+def _on_cpu(config: ModelShape, runner: Runner, num_blocks: int) -> Model:
+    sampler = HostSampler()
+    return Model(config, runner, sampler, num_blocks, HostRanker(runner, sampler))
 
 
 def _load_on_gpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:
     _find_gpu(settings.device)
     from shared.engine.gpu.following import ready_follower  # noqa: PLC0415 - needs Triton
+    from shared.engine.gpu.ranking import GpuRanker  # noqa: PLC0415 - needs Triton
 
     config: ModelShape
     if path is Computation.OWN:
@@ -114,8 +122,11 @@ def _load_on_gpu(directory: Path, settings: ModelSettings, path: Computation) ->
         )
 
         config, runner, sampler, num_blocks = load_foreign_on_gpu(directory, settings, _Progress())
-    follower = None if settings.num_ranks else ready_follower(runner, sampler)  # drafters rank
-    return Model(config, runner, sampler, num_blocks, follower)
+    ranker = GpuRanker(runner, sampler)
+    if settings.num_ranks:  # drafters rank, targets verify
+        ranker.warm_up(settings.num_ranks)
+    follower = None if settings.num_ranks else ready_follower(runner, sampler)
+    return Model(config, runner, sampler, num_blocks, ranker, follower)
 
 
 def _computation(directory: Path) -> Computation:

@@ -2,7 +2,9 @@
 
 from draft_worker.limits import DraftLimits
 from draft_worker.model_drafter import ModelDrafter
+from shared.common.clock import SystemClock
 from shared.engine.blocks import BlockPool
+from shared.engine.ranking import HostRanker
 from shared.protocol.messages import DraftRequest, Verdict
 from shared.protocol.sampling import SamplingParams
 from tests.fakes import BoundedRunner, BoundedSampler
@@ -57,16 +59,17 @@ def make_drafter(
     block_size: int = 4,
     limits: DraftLimits | None = None,
     model: type[BoundedRunner] = BoundedRunner,
+    can_follow: bool = False,
 ) -> ModelDrafter:
     """A model drafter on a fake model, with nothing left to odds unless told otherwise."""
     limits = limits or EAGER
     max_rows = limits.max_num_batched_tokens
     runner = model(max_rows, vocab_size=V, num_blocks=num_blocks, block_size=block_size)
     return ModelDrafter(
-        runner,
-        BoundedSampler(max_rows),
+        HostRanker(runner, BoundedSampler(max_rows), can_follow=can_follow),
         BlockPool(num_blocks, block_size),
         vocab_size=V,
         max_model_len=400,
         limits=limits,
+        clock=SystemClock(),
     )

@@ -6,6 +6,8 @@ from draft_worker.limits import DraftLimits
 from draft_worker.plan import Plan, make_plan
 from draft_worker.session import DraftSession
 from shared.engine.blocks import BlockPool
+from shared.engine.ranking import HostRanker
+from shared.engine.samplers import HostSampler
 from tests.draft_worker.builders import V, make_request
 from tests.fakes import FakeRunner
 
@@ -25,7 +27,7 @@ def make_session(pool: BlockPool, name: str, num_tokens: int, num_guesses: int =
 
 def make_batch(plan: Plan, sessions: list[DraftSession], pool: BlockPool) -> Batch:
     runner = FakeRunner(vocab_size=V, num_blocks=pool.num_blocks, block_size=pool.block_size)
-    return Batch(plan, sessions, runner, LIMITS)
+    return Batch(plan, sessions, HostRanker(runner, HostSampler()), LIMITS, {})
 
 
 def test_decodes_come_before_prefill_chunks_and_branches_get_the_rest() -> None:

@@ -47,9 +47,22 @@ def test_odds_follow_a_change_after_many_verdicts() -> None:
 def test_shares_follow_where_the_truth_was() -> None:
     """If it is always the third best, that runner-up becomes the better bet."""
     confidence = Confidence()
-    assert confidence.share(1) > confidence.share(2)
+    assert sorted(confidence.shares(3), reverse=True) == confidence.shares(3)
     for _ in range(100):
         confidence.observe(guess(0.5, 1, 2, 3), 3)
-    assert confidence.share(1) < 0.2
-    assert confidence.share(2) > 0.8
-    assert confidence.share(9) == 0.0
+    first, second = confidence.shares(2)
+    assert first < 0.2
+    assert second > 0.8
+    assert len(confidence.shares(9)) < 9
+
+
+def test_the_mean_follows_all_verdicts() -> None:
+    """Whatever their margins were; and it changes its mind."""
+    confidence = Confidence()
+    for _ in range(10_000):
+        confidence.observe(guess(0.1), 9)
+        confidence.observe(guess(4.0), 1)
+    assert confidence.mean == pytest.approx(0.5, abs=0.01)
+    for _ in range(20_000):
+        confidence.observe(guess(4.0), 1)
+    assert confidence.mean > 0.9

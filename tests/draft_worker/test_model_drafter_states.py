@@ -1,5 +1,6 @@
 """The model drafter under any order of requests, verdicts, ends and steps."""
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -15,16 +16,22 @@ LIMITS = DraftLimits(
 )
 NAMES = st.sampled_from(["a/0", "a/1", "b/0", "c/0"])
 PROMPTS = st.lists(st.integers(0, V - 1), min_size=1, max_size=20).map(tuple)
-SAMPLINGS = st.sampled_from([GREEDY, WARM, PENALISED])
+ENDING = msgspec.structs.replace(WARM, stop_token_ids=tuple(range(0, V, 5)))
+SAMPLINGS = st.sampled_from([GREEDY, WARM, PENALISED, ENDING])
 MAX_LEN = 40
+MAX_STEPS = 100  # without news
 
 
 class DrafterMachine(RuleBasedStateMachine):
     """Keeps the confirmed tokens of each session beside the drafter."""
 
+    can_follow = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.drafter = make_drafter(num_blocks=24, block_size=4, limits=LIMITS)
+        self.drafter = make_drafter(
+            num_blocks=24, block_size=4, limits=LIMITS, can_follow=self.can_follow
+        )
         self.confirmed: dict[str, list[int]] = {}
         self.model = FakeRunner(vocab_size=V, num_blocks=1, block_size=1)
 
@@ -93,6 +100,15 @@ class DrafterMachine(RuleBasedStateMachine):
             assert proposal.base_len + len(proposal.token_ids) <= MAX_LEN
         self._check_guesses()
 
+    @rule()
+    def come_to_rest(self) -> None:
+        """Without news there is an end to what can be guessed."""
+        for _ in range(MAX_STEPS):
+            if not self.drafter.has_work:
+                return
+            self.step()
+        raise AssertionError("the drafter never rests")
+
     @invariant()
     def every_session_is_where_it_should_be(self) -> None:
         assert set(self.drafter.sessions) == set(self.confirmed)
@@ -120,5 +136,13 @@ class DrafterMachine(RuleBasedStateMachine):
                 assert sample(self.model.logits(before)[None], [row]) == [chain.token_ids[-1]]
 
 
+class FollowingMachine(DrafterMachine):
+    """The same where steps begin before the one before is read, and news come between."""
+
+    can_follow = True
+
+
+STATEFUL = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestDrafterMachine = DrafterMachine.TestCase
-TestDrafterMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestFollowingMachine = FollowingMachine.TestCase
+TestDrafterMachine.settings = TestFollowingMachine.settings = STATEFUL

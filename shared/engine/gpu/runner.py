@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels.gpu.attention_work import AttentionWork, max_items
 from kernels.gpu.follow_rows import follow_rows
+from kernels.gpu.take_guesses import take_guesses
 from shared.engine.config import ModelConfig
 from shared.engine.following import Follow
 from shared.engine.gpu.cache import GpuCache
@@ -20,7 +21,7 @@ from shared.engine.gpu.decoder import GpuDecoder, GpuLayers
 from shared.engine.gpu.graphs import RoundGraphs
 from shared.engine.gpu.limits import GpuLimits, Tiling
 from shared.engine.gpu.passes import passes
-from shared.engine.gpu.round_buffers import RoundBuffers
+from shared.engine.gpu.round_buffers import RoundBuffers, RoundShape
 from shared.engine.gpu.sampler_buffers import SamplerResults
 from shared.engine.gpu.weights import load_gpu_weights
 from shared.engine.shape import ModelShape
@@ -183,6 +184,28 @@ class GpuRunner(Runner):
         return self._run_rows(num_rows, self._tiling(spans)), buffers.positions[:num_rows]
 
     @torch.inference_mode()
+    def run_guessed(self, spans: Sequence[Span], follows: Sequence[int], ranked: Tensor) -> Tensor:
+        """One pass of which some spans are one guess, which the device has yet to make.
+
+        Args:
+            spans: there is room for them.
+            follows: one a span: see `shared.engine.ranking.Ranker.begin`.
+            ranked: [T, num] int32, best tokens of the rows that they follow.
+
+        Returns:
+            Logits as those of `run`.
+        """
+        buffers, num_sequences = self._buffers, len(spans)
+        shape = buffers.stage(spans, [Follow(follow, 0) for follow in follows])
+        take_guesses(
+            ranked,
+            buffers.follows[:num_sequences],
+            buffers.attention.query_starts,
+            token_ids=buffers.token_ids,
+        )
+        return self._run_staged(spans, shape)
+
+    @torch.inference_mode()
     def clear_block(self, block_id: int) -> None:
         """Leave a block as if nothing had been written to it."""
         self._cache.clear_block(block_id)
@@ -218,8 +241,10 @@ class GpuRunner(Runner):
             yield from self._halves(spans[half:])
 
     def _run_pass(self, spans: Sequence[Span]) -> Tensor:
+        return self._run_staged(spans, self._buffers.stage(spans))
+
+    def _run_staged(self, spans: Sequence[Span], shape: RoundShape) -> Tensor:
         tiling = self._tiling(spans)
-        shape = self._buffers.stage(spans)
         wants_all = all(span.num_logits == len(span.token_ids) for span in spans)
         if wants_all:
             return self._run_rows(shape.num_rows, tiling)

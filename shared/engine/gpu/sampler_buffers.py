@@ -78,6 +78,7 @@ class SamplerInputs:
         requests: Sequence[Row | VerifyRequest],
         counts: list[int],
         drafts: Sequence[int] | None = None,
+        unread: Sequence[int] = (),
     ) -> Ids | None:
         """Write a round on the host's side. The last `send` must be over.
 
@@ -85,6 +86,7 @@ class SamplerInputs:
             requests: at least one.
             counts: rows of each; kept.
             drafts: of all rows, NO_DRAFT at each request's last one; None where counts are all 1.
+            unread: tokens of each request that come behind those it has; nothing for none.
 
         Returns:
             The drafts as they are compared.
@@ -94,6 +96,8 @@ class SamplerInputs:
             self._lay_out(params, counts)
         num_rows = self.num_rows
         positions = np.array([len(request.token_ids) for request in requests], np.int64)
+        if unread:
+            positions += unread
         words = None
         if drafts is None:
             self._words[:num_rows, columns.POSITION] = positions

@@ -51,6 +51,7 @@ _WARM_UP_PARAMS = tuple(
 class _Kind(NamedTuple):
     """What makes launches differ."""
 
+    side: int
     num_rows: int
     num_ranks: int
     has_filters: bool
@@ -119,14 +120,13 @@ class GpuSampler:
             requests: one a row; without drafts and adjustments, which depend on tokens before.
             positions: [T] int32 on the device: the last token that each row has seen.
         """
-        first, second = self._sides
-        self._side = second if self._side is first else first
+        self._side = self._other_side()
         self._stage(requests, [1] * len(requests), None)
         inputs, num_rows = self._side.inputs, len(logits)
         assert num_rows == inputs.num_rows == len(positions)
         assert not inputs.adjusted
         results = self._side.results(self._rounded(num_rows), 1)
-        self._run(logits, results, has_filters=inputs.has_filters, positions=positions)
+        self._run(self._side, logits, results, has_filters=inputs.has_filters, positions=positions)
         self._launched = results
         self._side.note_launch()
         return partial(self._confirmed, self._side, results)
@@ -136,17 +136,40 @@ class GpuSampler:
 
         Without rows nothing is launched.
         """
+        return self.begin_rank(logits, rows, num)()
+
+    def begin_rank(
+        self, logits: Tensor, rows: Sequence[Row], num: int, unread: Sequence[int] = ()
+    ) -> Callable[[], list[Top]]:
+        """Start a `rank`, also behind one that may not be collected yet, and is to be before.
+
+        Args:
+            logits: as those of `rank`.
+            rows: the same.
+            num: the same.
+            unread: how many tokens come behind those of each row, unknown to the host; none.
+                Rows that have any are without adjustments.
+        """
         if not rows:
-            return []
-        self._side = self._sides[0]
-        self._stage(rows, [1] * len(rows), None)
-        results = self.launch(logits, num)
-        self._side.wait()
-        token_ids, scores = results.host_token_ids[: len(rows)], results.host_scores[: len(rows)]
+            return list
+        self._side = self._other_side()
+        self._stage(rows, [1] * len(rows), None, unread)
+        return partial(self._tops, self._side, self.launch(logits, num))
+
+    def _tops(self, side: SamplerSide, results: SamplerResults) -> list[Top]:
+        side.wait()
+        num_rows = side.inputs.num_rows
+        token_ids, scores = results.host_token_ids[:num_rows], results.host_scores[:num_rows]
         ranked = zip(token_ids.tolist(), scores.tolist(), strict=True)
         if token_ids[:, -1].min() >= 0:  # every row has as many as were asked for
             return [Top(*pair) for pair in ranked]
         return [_top(*pair) for pair in ranked]
+
+    def read_best(self) -> list[int]:
+        """Wait for the last round: the best token of each of its rows, any of an unusable one."""
+        self._side.wait()
+        best: list[int] = self.launched.host_token_ids[:, 0].clip(min=0).tolist()
+        return best
 
     def stage(self, requests: Sequence[VerifyRequest]) -> None:
         """Write on the host what the kernels need to know. The round before must be over."""
@@ -179,7 +202,7 @@ class GpuSampler:
             self._graphs.replays[kind]()
         else:
             results = side.results(self._rounded(len(logits)), num)
-            self._run(logits, results, self._pieces, has_filters=inputs.has_filters)
+            self._run(side, logits, results, self._pieces, has_filters=inputs.has_filters)
         self._launched = results
         side.note_launch()
         return results
@@ -202,16 +225,19 @@ class GpuSampler:
         Args:
             logits: [T, V], at most max_rows: what `launch` is given begins where this does.
             sizes: numbers of rows to make graphs for, ascending; a round takes the next larger.
-            num_ranks: what `rank` will be asked for; verifying is always among it.
+            num_ranks: what `rank` will be asked for, on either side; verifying is always among it.
         """
-        self._side = self._sides[0]
         graphs = _Graphs(logits, [size for size in sizes if size <= len(logits)], {})
-        for size in reversed(graphs.sizes):
-            for num, has_filters in itertools.product({1, *num_ranks}, (False, True)):
-                results = self._sides[0].results(size, num)
-                launch = partial(self._run, logits[:size], results, has_filters=has_filters)
-                replay = _graph_of(launch) if self._is_cuda else launch
-                graphs.replays[_Kind(size, num, has_filters)] = replay
+        kinds = [(0, 1), *itertools.product(range(len(self._sides)), num_ranks)]
+        for size, (side, num), has_filters in itertools.product(
+            reversed(graphs.sizes), kinds, (False, True)
+        ):
+            results = self._sides[side].results(size, num)
+            launch = partial(
+                self._run, self._sides[side], logits[:size], results, has_filters=has_filters
+            )
+            replay = _graph_of(launch) if self._is_cuda else launch
+            graphs.replays[_Kind(side, size, num, has_filters)] = replay
         self._graphs = graphs
 
     def warm_up(self, dtypes: Iterable[torch.dtype], num_ranks: Sequence[int] = ()) -> None:
@@ -233,12 +259,14 @@ class GpuSampler:
         requests: Sequence[Row | VerifyRequest],
         counts: list[int],
         drafts: Sequence[int] | None,
+        unread: Sequence[int] = (),
     ) -> None:
         self._side.wait()  # its last round may still be read, if nobody has asked for its tokens
         inputs = self._side.inputs
-        words = inputs.stage(requests, counts, drafts)
+        words = inputs.stage(requests, counts, drafts, unread)
         self._pieces = []
         if inputs.adjusted:
+            assert not any(unread[index] for index in inputs.adjusted if unread)
             rows: list[int] = []
             changes: list[Changes] = []
             for index in inputs.adjusted:
@@ -248,6 +276,11 @@ class GpuSampler:
                 rows += range(start, end)
             inputs.leave_out(rows)
             self._pieces = list(pieces_of(rows, changes, max(MAX_CHANGES, self._vocab_size)))
+
+    def _other_side(self) -> SamplerSide:
+        """The one that the last round is not on."""
+        first, second = self._sides
+        return second if self._side is first else first
 
     def _captured_kind(self, logits: Tensor, num: int) -> _Kind | None:
         """Of the graph that chooses from these logits what is staged, if there is one."""
@@ -263,7 +296,8 @@ class GpuSampler:
         index = bisect_left(graphs.sizes, len(logits))
         if not is_own or index == len(graphs.sizes):
             return None
-        kind = _Kind(graphs.sizes[index], num, self._side.inputs.has_filters)
+        side = self._sides.index(self._side)
+        kind = _Kind(side, graphs.sizes[index], num, self._side.inputs.has_filters)
         return kind if kind in graphs.replays else None
 
     def _rounded(self, num_rows: int) -> int:
@@ -272,6 +306,7 @@ class GpuSampler:
 
     def _run(
         self,
+        side: SamplerSide,
         logits: Tensor,
         results: SamplerResults,
         pieces: Sequence[Piece] = (),
@@ -280,7 +315,7 @@ class GpuSampler:
         positions: Tensor | None = None,
     ) -> None:
         """Copies and kernels alone: without pieces, what a graph can hold."""
-        inputs, num_rows = self._side.inputs, len(logits)
+        inputs, num_rows = side.inputs, len(logits)
         num = results.choice.token_ids.shape[1]
         inputs.send(num_rows, has_filters=has_filters)
         if positions is not None:

@@ -240,7 +240,7 @@ def test_logits_of_graphs_are_chosen_from_by_replays(num_rounds: int, device: st
     replays = ours._graphs.replays
     replayed: list[tuple[int, int, bool]] = []
     for key, replay in list(replays.items()):
-        replays[key] = partial(_noted, replayed, key, replay)
+        replays[key] = partial(_noted, replayed, key[1:], replay)
     expected: list[tuple[int, int, bool]] = []
     for number in range(num_rounds):
         requests = random_round(rng, rng.randint(1, 4), 3)
