@@ -13,6 +13,9 @@ from bench.cpu import RESULTS
 
 Line = dict[str, Any]
 
+# What gpu_step_before.json holds the other side of.
+_BESIDE = "Both in one call on the same GPU, contexts cut in chunks of 256 tokens (320 since)."
+
 
 def steps_table(steps: dict[str, Any]) -> str:
     """Rounds of the engine alone."""
@@ -141,8 +144,8 @@ def invariance_section(found: dict[str, Any], steps: dict[str, Any]) -> str:
 
 {table}
 
-Both in one call on the same GPU. Command: `{found["machine"]["command"]} --out
-gpu_step_invariant.json`.
+{_BESIDE} Command:
+`{found["machine"]["command"]} --out gpu_step_invariant.json`.
 """
 
 
@@ -160,7 +163,8 @@ def fp8_section(found: dict[str, Any], steps: dict[str, Any]) -> str:
 
 {table}
 
-Both in one call on the same GPU. Command: `{found["machine"]["command"]} --out gpu_step_fp8.json`.
+{_BESIDE} Command:
+`{found["machine"]["command"]} --out gpu_step_fp8.json`.
 """
 
 
@@ -190,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draft_text = "; ".join(
         f"{line['sessions']} sessions: {line['step_ms']:.2f} ms a step" for line in draft
     )
+    before = json.loads((folder / "gpu_step_before.json").read_text())
     text = f"""## Rounds of the engine, Llama-3-8B shape, bf16, random weights, milliseconds
 
 {steps_table(steps)}
@@ -211,16 +216,16 @@ differ between batch shapes; `--batch-invariant` rules that out).
 The bundled pair grown to the shapes of Llama-3-8B and Llama-3.2-1B (`bench.expand`): the same text
 and acceptance, the cost of the large models. Contexts of up to some 230 tokens, 160 tokens an
 answer. GPUs: {"; ".join(path["gpus"])}. Command:
-`python -m bench.gpu_path --target DIR --draft DIR --out gpu_path.json`.
+`python -m bench.gpu_path --target DIR --draft DIR --turns 3 --out gpu_path.json`.
 {path.get("note", "")}
 
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
     for name, section in (
         ("gpu_path_peers", peers_section),
-        ("gpu_step_invariant", partial(invariance_section, steps=steps)),
+        ("gpu_step_invariant", partial(invariance_section, steps=before)),
         ("gpu_cache", cache_section),
-        ("gpu_step_fp8", partial(fp8_section, steps=steps)),
+        ("gpu_step_fp8", partial(fp8_section, steps=before)),
         ("gpu_plan", plan_section),
     ):
         file = folder / f"{name}.json"
