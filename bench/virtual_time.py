@@ -38,7 +38,9 @@ US = 1e-6
 class Costs:
     """Seconds, rounded from what H200s take at short contexts (bench/results/gpu.md).
 
-    The hop is `bench.path`'s 0.2 ms and 0.1 ms for threads to wake up, which is assumed.
+    Those of the drafter are from a trace (docs/decisions.md, "A drafter's step begun behind the one
+    under way"). The hop is `bench.path`'s 0.2 ms and 0.1 ms for threads to wake up, which is
+    assumed.
     """
 
     round_s: float = 4_280 * US  # 8B, with sampler and host

@@ -19,12 +19,7 @@ class Growth(NamedTuple):
     chain: Chain
     span: Span
     follow: int  # the row of the step under way that it goes on from, or KNOWN
-    generation: int  # of the chain
-
-    @property
-    def is_current(self) -> bool:
-        """Whether what comes of it is still of use to the chain."""
-        return self.generation == self.chain.generation
+    generation: int  # of the chain: once that is another, what comes of it is of no use
 
 
 class Batch:

@@ -37,9 +37,9 @@ class Flight:
         behind it is dropped.
         """
         for growth, top in zip(self.growths, tops, strict=True):
-            if not growth.is_current:
+            if growth.generation != growth.chain.generation:
                 continue
-            if growth.session.has_ended(growth.chain):
+            if growth.follow != KNOWN and growth.session.has_ended(growth.chain):
                 growth.chain.num_awaited -= 1
                 continue
             yield growth, top

@@ -1,7 +1,7 @@
 """The thread that drafts: messages in, one batched step, proposals out, over and over.
 
-The other thread does the I/O, so that a verdict is received and decoded while a step computes and
-is taken in right after it.
+The other thread does the I/O, so that a verdict is received and decoded while a step computes. It
+is taken in right after the step or, where a device computes by itself, until the next one begins.
 """
 
 import queue

@@ -10,6 +10,7 @@ request does not say whose it is, and sharing between tenants would let one see 
 another has asked.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -60,7 +61,7 @@ class ModelDrafter:
         self._max_model_len = max_model_len
         self._limits = limits
         self._confidences = [Confidence() for _ in range(_NUM_KINDS)]
-        self._ready: list[Proposal] = []
+        self._ready: dict[str, list[Proposal]] = {}  # to be said, by session
         self._is_idle = True
 
     @property
@@ -137,8 +138,8 @@ class ModelDrafter:
         """See Drafter. What a verdict has made ready goes out before anything is computed."""
         if not self._ready:
             self._compute()
-        ready, self._ready = self._ready, []
-        return ready
+        ready, self._ready = self._ready, {}
+        return list(itertools.chain.from_iterable(ready.values()))
 
     def _compute(self) -> None:
         """Begin a step, behind the one under way if there is one, and take in what that found."""
@@ -187,7 +188,7 @@ class ModelDrafter:
         for session in sessions:
             if self.sessions.get(session.session_id) is session:
                 self.close(session.session_id)
-                self._ready.append(DraftClosed(session.session_id))
+                self._ready[session.session_id] = [DraftClosed(session.session_id)]
 
     def _collect(self, grown: set[Chain]) -> None:
         """Make paths of new guesses: at once where the target has none, else in chunks."""
@@ -219,13 +220,11 @@ class ModelDrafter:
 
     def _unsay(self, session_id: str) -> bool:
         """Drop what is ready to be said of a session, for it is out of date; whether it was any."""
-        kept = [one for one in self._ready if one.session_id != session_id]
-        is_any = len(kept) < len(self._ready)
-        self._ready = kept
-        return is_any
+        return self._ready.pop(session_id, None) is not None
 
     def _send(self, session: DraftSession, chain: Chain) -> None:
         base_len = session.num_confirmed
         tokens = tuple(chain.token_ids[base_len : base_len + MAX_PATH_TOKENS])
-        self._ready.append(DraftPath(session.session_id, base_len, tokens))
+        path = DraftPath(session.session_id, base_len, tokens)
+        self._ready.setdefault(session.session_id, []).append(path)
         chain.num_sent = len(chain.token_ids)

@@ -156,5 +156,5 @@ def test_it_listens_only_while_a_step_is_under_way() -> None:
     drafter.step()
     drafter._pace._step_s = 60.0
     assert drafter.listen_s > 50.0
-    drafter._ready.append(path(3, [1]))
+    drafter._ready["job/0"] = [path(3, [1])]
     assert drafter.listen_s == 0.0
