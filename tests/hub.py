@@ -1,5 +1,6 @@
 """A model hub on loopback: the endpoints and headers that huggingface_hub asks for, and faults."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -189,3 +190,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _etag(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
+
+
+def piece_sizes(cache: Path) -> list[int]:
+    """Of files in a cache that are not whole; a piece may be gone before its size is asked."""
+    sizes = []
+    for path in cache.rglob("*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sizes

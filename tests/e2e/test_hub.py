@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.processes import READY_S, eventually
 from tests.e2e.system import System, checked_tokens
-from tests.hub import COMMIT, Hub, Repository
+from tests.hub import COMMIT, Hub, Repository, piece_sizes
 from tests.tiny_models import save_llama
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -55,12 +55,7 @@ def test_a_worker_may_be_stopped_while_it_fetches(
     """At once, and without pieces of files in the cache."""
     hub.endless = "model.safetensors"
     worker = system.start(role, "--model", "org/tiny")
-    eventually(lambda: any(pieces(tmp_path)), READY_S)
+    eventually(lambda: any(piece_sizes(tmp_path)), READY_S)
     assert worker.stop() == 0
-    assert pieces(tmp_path) == []
+    assert piece_sizes(tmp_path) == []
     assert "Traceback" not in worker.log.read_text()
-
-
-def pieces(folder: Path) -> list[int]:
-    """Sizes of unfinished files."""
-    return [path.stat().st_size for path in folder.rglob("*.incomplete")]

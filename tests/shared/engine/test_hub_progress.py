@@ -1,6 +1,5 @@
 """A download says how far it is, and ends when nobody waits for it."""
 
-import contextlib
 import signal
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from structlog.testing import capture_logs
 from shared.engine import hub_progress
 from shared.engine.hub_progress import Progress, Stopped, bar_class
 from tests.e2e.processes import eventually
-from tests.hub import Hub, Repository
+from tests.hub import Hub, Repository, piece_sizes
 from tests.hub_machine import Machine
 from tests.tiny_models import save_llama
 
@@ -51,20 +50,11 @@ def test_a_signal_does_not_wait_for_the_file_in_flight(tmp_path: Path) -> None:
         machine = Machine(tmp_path / "home", hub)
         process = machine.start(NAME)
         try:
-            eventually(lambda: any(_sizes(machine.home)), timeout_s=30)
+            eventually(lambda: any(piece_sizes(machine.home)), timeout_s=30)
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=20)
         finally:
             process.kill()
             process.communicate()
     assert process.returncode == 0
-    assert _sizes(machine.home) == []
-
-
-def _sizes(home: Path) -> list[int]:
-    """Of pieces of files, which may be gone before they are asked."""
-    sizes = []
-    for path in home.rglob("*.incomplete"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return sizes
+    assert piece_sizes(machine.home) == []
