@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
@@ -24,6 +25,10 @@ from shared.engine.samplers import HostSampler, Sampler
 from shared.engine.settings import ModelSettings
 from shared.engine.shape import ModelShape
 from shared.engine.spans import Runner
+
+if TYPE_CHECKING:
+    from shared.engine.gpu.runner import GpuRunner
+    from shared.engine.gpu.sampling import GpuSampler
 
 MIN_CAPABILITY = (8, 0)  # of compute: from there on GPUs multiply bfloat16
 _PROGRESS_EVERY_S = 2.0
@@ -107,26 +112,33 @@ def _on_cpu(config: ModelShape, runner: Runner, num_blocks: int) -> Model:
 
 def _load_on_gpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:
     _find_gpu(settings.device)
+    from shared.engine.gpu.exhaustion import explained  # noqa: PLC0415 - not without a GPU
     from shared.engine.gpu.following import ready_follower  # noqa: PLC0415 - needs Triton
     from shared.engine.gpu.ranking import GpuRanker  # noqa: PLC0415 - needs Triton
 
-    config: ModelShape
+    with explained(settings.memory_flag):
+        config, runner, sampler, num_blocks = _placed_on_gpu(directory, settings, path)
+        ranker = GpuRanker(runner, sampler)
+        if settings.num_ranks:  # drafters rank, targets verify
+            ranker.warm_up(settings.num_ranks)
+        follower = None if settings.num_ranks else ready_follower(runner, sampler)
+    return Model(config, runner, sampler, num_blocks, ranker, follower)
+
+
+def _placed_on_gpu(
+    directory: Path, settings: ModelSettings, path: Computation
+) -> tuple[ModelShape, "GpuRunner", "GpuSampler", int]:
+    """What the model is, the model, its sampler, and the blocks of its cache."""
     if path is Computation.OWN:
         from shared.engine.gpu.loading import load_on_gpu  # noqa: PLC0415 - needs Triton
 
         runner, sampler, num_blocks = load_on_gpu(directory, settings, _Progress())
-        config = runner.config
-    else:
-        from shared.engine.foreign.gpu_loading import (  # noqa: PLC0415 - Triton, transformers
-            load_foreign_on_gpu,
-        )
+        return runner.config, runner, sampler, num_blocks
+    from shared.engine.foreign.gpu_loading import (  # noqa: PLC0415 - Triton, transformers
+        load_foreign_on_gpu,
+    )
 
-        config, runner, sampler, num_blocks = load_foreign_on_gpu(directory, settings, _Progress())
-    ranker = GpuRanker(runner, sampler)
-    if settings.num_ranks:  # drafters rank, targets verify
-        ranker.warm_up(settings.num_ranks)
-    follower = None if settings.num_ranks else ready_follower(runner, sampler)
-    return Model(config, runner, sampler, num_blocks, ranker, follower)
+    return load_foreign_on_gpu(directory, settings, _Progress())
 
 
 def _computation(directory: Path) -> Computation:

@@ -24,3 +24,8 @@ class ModelSettings:
     cache_dtype: CacheDtype = CacheDtype.AUTO
     num_ranks: int = 0  # tokens of a drafter's ranking; 0: nothing is ranked
     cache_flag: str = "--kv-cache-tokens"  # how an operator asks for a cache of another size
+
+    @property
+    def memory_flag(self) -> str:
+        """What an operator lowers where a GPU has too little memory."""
+        return self.cache_flag if self.cache_tokens else "--gpu-memory-utilization"

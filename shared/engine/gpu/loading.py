@@ -97,6 +97,7 @@ def load_on_gpu(
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     plan = memory_plan(config, settings, total_bytes)
     num_blocks = num_blocks_of(plan, settings)
+    plan.check_free(num_blocks, torch.cuda.mem_get_info(device)[0], settings.memory_flag)
     runner = GpuRunner.load(
         directory,
         plan.limits(num_blocks),

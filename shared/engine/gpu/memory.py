@@ -109,6 +109,11 @@ class MemoryPlan(ABC):
             for tiling in limits.tilings
         )
 
+    def needed_bytes(self, num_blocks: int) -> int:
+        """Everything together, with a cache of so many blocks."""
+        cache_bytes = num_blocks * self.block_size * self.cache_bytes_per_token
+        return self._fixed_bytes + self.partial_bytes(num_blocks) + cache_bytes
+
     @property
     def num_blocks(self) -> int:
         """Blocks of the cache that fit, with what attention over them leaves to be merged."""
@@ -178,14 +183,30 @@ class MemoryPlan(ABC):
         """
         if self.num_sequences:
             return
-        num_blocks = -(-self.max_model_len // self.block_size)
-        needed = self._fixed_bytes + self.partial_bytes(num_blocks)
-        needed += num_blocks * self.block_size * self.cache_bytes_per_token
+        needed = self.needed_bytes(-(-self.max_model_len // self.block_size))
         raise ConfigError(
             f"one sequence of {self.max_model_len} tokens does not fit: about {_gib(needed)} are "
             f"needed, {_gib(self.usable_bytes)} may be used; allowed: a shorter max_model_len, "
             f"fewer rows, a smaller model\n{self.render()}"
         )
+
+    def check_free(self, num_blocks: int, free_bytes: int, flag: str) -> None:
+        """Refuse what the GPU's other processes leave no room for.
+
+        Args:
+            num_blocks: of the cache.
+            free_bytes: of the GPU, now that the driver has its part for this process.
+            flag: that asks for so much.
+
+        Raises:
+            ConfigError: with the plan.
+        """
+        needed = self.needed_bytes(num_blocks)
+        if needed - LIBRARY_BYTES > free_bytes:
+            raise ConfigError(
+                f"{flag} asks for {_gib(needed)} of the GPU's memory: must be at most what other "
+                f"processes leave of it, {_gib(free_bytes)}\n{self.render()}"
+            )
 
     @property
     def _fixed_bytes(self) -> int:
