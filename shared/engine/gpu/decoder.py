@@ -56,7 +56,7 @@ class GpuLayers(Protocol):
             buffers: the round.
             work: of this round's tiles; made here.
             num_rows: padding included.
-            logit_rows: int64 rows whose logits are asked for; None for all.
+            logit_rows: int32 rows whose logits are asked for; None for all.
             out: where logits go.
         """
         ...

@@ -15,6 +15,13 @@ class Tiling(NamedTuple):
     merges_apart: bool = False
 
 
+class GraphKind(NamedTuple):
+    """What rounds of one set of graphs have in common."""
+
+    tiling: Tiling
+    picks: bool = False  # not all rows' logits are asked for: there are prompts, or chunks of them
+
+
 DECODE, VERIFY, PREFILL = Tiling(16), Tiling(32), Tiling(128)
 # One or two sequences do not fill a GPU: small chunks, 7.9 instead of 10.7 us a layer for a row of
 # 1,024 tokens, 9.2 instead of 15.4 for five (H200, docs/decisions.md); for eight it is slower.
@@ -25,6 +32,8 @@ GRAPH_ROWS = (
     *(1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128),
     *(160, 192, 224, 256, 320, 384, 448, 512),
 )
+# Of rounds that compute prompts, which a row more costs less.
+PICKING_ROWS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +51,11 @@ class GpuLimits:
     @property
     def graph_rows(self) -> tuple[int, ...]:
         """Numbers of rows that have graphs, ascending."""
+        return self._up_to_most(GRAPH_ROWS)
+
+    def _up_to_most(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         most = min(self.max_graph_rows, self.max_rows)
-        return tuple(num_rows for num_rows in GRAPH_ROWS if num_rows <= most)
+        return tuple(num_rows for num_rows in sizes if num_rows <= most)
 
     @property
     def tilings(self) -> tuple[Tiling, ...]:
@@ -53,25 +65,36 @@ class GpuLimits:
         return (DECODE, VERIFY, PREFILL, FEW_DECODE, FEW_VERIFY)
 
     @property
-    def graphs(self) -> dict[Tiling, tuple[int, ...]]:
-        """Numbers of rows that have graphs, by tiling; rounds with prefill chunks have none."""
+    def graphs(self) -> dict[GraphKind, tuple[int, ...]]:
+        """Numbers of rows that have graphs, by kind."""
         few = tuple(num_rows for num_rows in self.graph_rows if num_rows <= FEW_ROWS)
-        return {
-            tiling: few if tiling.merges_apart else self.graph_rows
+        whole = {
+            GraphKind(tiling): few if tiling.merges_apart else self.graph_rows
             for tiling in self.tilings
             if tiling != PREFILL
         }
+        picking = {
+            GraphKind(tiling, picks=True): self._up_to_most(PICKING_ROWS)
+            for tiling in (VERIFY, PREFILL)
+            if tiling in self.tilings
+        }
+        return whole | picking
 
-    def tiling_of(self, lens: Sequence[tuple[int, int]], group_size: int) -> Tiling:
+    def tiling_of(
+        self, lens: Sequence[tuple[int, int]], group_size: int, *, picks: bool = False
+    ) -> Tiling:
         """The tiling for a round of (rows, context) each: for decoding, drafts, prefill.
 
-        Four tiles of a verify round read a context as often as one for prefill computes it.
+        Four tiles of a verify round read a context as often as one for prefill computes it. Of
+        rounds that pick their logits, which are few, there are only these two.
         """
         if self.is_batch_invariant:
             return VERIFY
         longest = max(num_rows for num_rows, _ in lens) * group_size
         if longest > 4 * VERIFY.block_m:
             return PREFILL
+        if picks:
+            return VERIFY
         is_decode = longest <= DECODE.block_m
         if (
             len(lens) <= FEW_SEQUENCES

@@ -25,8 +25,12 @@ class RoundShape(NamedTuple):
     """What decides how a round is launched."""
 
     num_rows: int
-    num_sequences: int
-    max_span: int  # rows of the longest span
+    num_logits: int  # rows whose logits are asked for
+
+    @property
+    def picks(self) -> bool:
+        """Whether these are not all."""
+        return self.num_logits < self.num_rows
 
 
 class _Fields(NamedTuple):
@@ -35,6 +39,7 @@ class _Fields(NamedTuple):
     token_ids: int
     positions: int
     slots: int
+    logit_rows: int
     query_starts: int
     context_lens: int
     follows: int
@@ -81,7 +86,9 @@ class RoundBuffers:
         own = self._device
         self.token_ids: Tensor = own[fields.token_ids : fields.positions]
         self.positions: Tensor = own[fields.positions : fields.slots]
-        self.slots: Tensor = own[fields.slots : fields.query_starts]
+        self.slots: Tensor = own[fields.slots : fields.logit_rows]
+        # Of a round that picks its logits: those of which rows.
+        self.logit_rows: Tensor = own[fields.logit_rows : fields.query_starts]
         self.follows: Tensor = own[fields.follows : fields.block_tables].view(-1, NUM_COLUMNS)
         self.attention = AttentionBatch(
             query_starts=own[fields.query_starts : fields.context_lens],
@@ -107,6 +114,7 @@ class RoundBuffers:
                 self._tables[index, : len(span.block_ids)] = span.block_ids
                 self._staged_tables[index] = list(span.block_ids)
         counts = np.array([len(span.token_ids) for span in spans])
+        num_logits = np.array([span.num_logits for span in spans])
         starts = np.array([span.start for span in spans])
         ends = counts.cumsum()
         num_rows = int(ends[-1])
@@ -118,6 +126,10 @@ class RoundBuffers:
         words[fields.positions : fields.positions + num_rows] = positions
         slots = self._tables[sequences, blocks] * self._block_size + offsets
         words[fields.slots : fields.slots + num_rows] = slots
+        shape = RoundShape(num_rows, int(num_logits.sum()))
+        if shape.picks:
+            is_picked = np.arange(num_rows) >= (ends - num_logits)[sequences]
+            self._pick(is_picked.nonzero()[0])
         words[fields.query_starts : fields.query_starts + num_sequences] = ends - counts
         words[fields.context_lens : fields.context_lens + num_sequences] = starts + counts
         for place, follow in enumerate(follows):
@@ -129,7 +141,13 @@ class RoundBuffers:
         self._device[:used].copy_(self._staged[:used], non_blocking=True)
         if self._sent is not None:
             self._sent.record()
-        return RoundShape(num_rows, num_sequences, int(counts.max()))
+        return shape
+
+    def _pick(self, rows: NDArray[np.int64]) -> None:
+        """Rows whose logits are asked for; a larger graph takes row 0 for the others."""
+        fields, words = self._fields, self._words
+        words[fields.logit_rows : fields.logit_rows + len(rows)] = rows
+        words[fields.logit_rows + len(rows) : fields.query_starts] = 0
 
     def _pad(self, num_rows: int, num_sequences: int) -> None:
         """Rows and sequences that the last round had and this one has not are nobody's."""
@@ -137,7 +155,7 @@ class RoundBuffers:
         last = max(self._num_rows, num_rows)
         words[fields.token_ids + num_rows : fields.token_ids + last] = 0
         words[fields.positions + num_rows : fields.positions + last] = 0
-        words[fields.slots + num_rows : fields.query_starts] = -1
+        words[fields.slots + num_rows : fields.logit_rows] = -1
         words[fields.query_starts + num_sequences : fields.context_lens] = num_rows
         words[fields.context_lens + num_sequences : fields.follows] = 0
         self._num_rows, self._num_sequences = num_rows, num_sequences
@@ -145,6 +163,6 @@ class RoundBuffers:
 
 def _fields(max_rows: int, max_sequences: int, max_blocks: int) -> _Fields:
     per_sequence = (max_sequences + 1, max_sequences, NUM_COLUMNS * max_sequences)
-    sizes = (max_rows, max_rows, max_rows, *per_sequence)
+    sizes = (max_rows, max_rows, max_rows, max_rows, *per_sequence)
     starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
     return _Fields._make([*starts, starts[-1] + max_sequences * max_blocks])

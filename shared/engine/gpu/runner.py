@@ -1,13 +1,12 @@
 """A model on a GPU: spans in, logits out, on the device.
 
-Rounds of decode and verify rows are graphs; rounds with prefill chunks are launched op by op, since
-there the work hides the launches.
+Rounds are graphs, but for the largest, of long prompts, which are launched op by op: there the work
+hides the launches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from shared.engine.following import Follow
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder, GpuLayers
 from shared.engine.gpu.graphs import RoundGraphs
-from shared.engine.gpu.limits import GpuLimits, Tiling
+from shared.engine.gpu.limits import GpuLimits, GraphKind, Tiling
 from shared.engine.gpu.passes import passes
 from shared.engine.gpu.round_buffers import RoundBuffers, RoundShape
 from shared.engine.gpu.sampler_buffers import SamplerResults
@@ -128,7 +127,7 @@ class GpuRunner(Runner):
         limits = self._limits
         longest = min(limits.max_rows, limits.max_model_len)
         num_rows = self._buffers.stage([Span([0] * min(2, longest), 0, [0], 1)]).num_rows
-        rows = torch.arange(num_rows, device=self.device)
+        rows = torch.arange(num_rows, dtype=torch.int32, device=self.device)
         # A matrix product of no row, or of one, can be another kernel than of two.
         kinds = [(work, 1) for work in self._works.values()]
         for work, num_logits in (*kinds, (kinds[0][0], 0), (kinds[0][0], 2)):
@@ -181,7 +180,8 @@ class GpuRunner(Runner):
             slots=buffers.slots,
             block_size=self._limits.block_size,
         )
-        return self._run_rows(num_rows, self._tiling(spans)), buffers.positions[:num_rows]
+        kind = GraphKind(self._tiling(spans))
+        return self._run_rows(num_rows, kind), buffers.positions[:num_rows]
 
     @torch.inference_mode()
     def run_guessed(self, spans: Sequence[Span], follows: Sequence[int], ranked: Tensor) -> Tensor:
@@ -244,38 +244,35 @@ class GpuRunner(Runner):
         return self._run_staged(spans, self._buffers.stage(spans))
 
     def _run_staged(self, spans: Sequence[Span], shape: RoundShape) -> Tensor:
-        tiling = self._tiling(spans)
-        wants_all = all(span.num_logits == len(span.token_ids) for span in spans)
-        if wants_all:
-            return self._run_rows(shape.num_rows, tiling)
+        kind = GraphKind(self._tiling(spans), shape.picks)
+        return self._run_rows(shape.num_rows, kind, shape.num_logits)
+
+    def _run_rows(self, num_rows: int, kind: GraphKind, num_logits: int | None = None) -> Tensor:
+        """The staged round; logits of every row, or of the first so many that are picked."""
+        logits = None if self._graphs is None else self._graphs.replay(num_rows, kind)
+        if logits is not None:
+            return logits[:num_logits]
+        return self._forward(num_rows, kind, num_logits)
+
+    def _launch(self, num_rows: int, kind: GraphKind, out: Tensor) -> None:
+        self._forward(num_rows, kind, num_rows, out)
+
+    def _forward(
+        self, num_rows: int, kind: GraphKind, num_logits: int | None, out: Tensor | None = None
+    ) -> Tensor:
+        """Launch the staged round op by op; arguments as `_run_rows` has them."""
+        buffers = self._buffers
         return self._decoder.forward(
-            self._buffers,
-            self._works[tiling],
-            num_rows=shape.num_rows,
-            logit_rows=self._logit_rows(spans),
+            buffers,
+            self._works[kind.tiling],
+            num_rows=num_rows,
+            logit_rows=buffers.logit_rows[:num_logits] if kind.picks else None,
+            out=out,
         )
 
-    def _run_rows(self, num_rows: int, tiling: Tiling) -> Tensor:
-        """The staged round, with logits of every row."""
-        logits = None if self._graphs is None else self._graphs.replay(num_rows, tiling)
-        if logits is not None:
-            return logits
-        return self._decoder.forward(self._buffers, self._works[tiling], num_rows=num_rows)
-
-    def _logit_rows(self, spans: Sequence[Span]) -> Tensor:
-        """The rows of a round whose logits are asked for, int64 on the device."""
-        rows: list[int] = []
-        start = 0
-        for span in spans:
-            start += len(span.token_ids)
-            rows += range(start - span.num_logits, start)
-        return torch.from_numpy(np.array(rows, np.int64)).to(self.device)
-
-    def _launch(self, num_rows: int, tiling: Tiling, out: Tensor) -> None:
-        self._decoder.forward(self._buffers, self._works[tiling], num_rows=num_rows, out=out)
-
     def _tiling(self, spans: Sequence[Span]) -> Tiling:
-        return self._limits.tiling_of(_lens(spans), self.config.layout.group_size)
+        picks = any(span.num_logits < len(span.token_ids) for span in spans)
+        return self._limits.tiling_of(_lens(spans), self.config.layout.group_size, picks=picks)
 
     def _num_items(self, spans: Sequence[Span], tiling: Tiling) -> int:
         return max_items(

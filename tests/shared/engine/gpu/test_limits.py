@@ -10,9 +10,11 @@ from shared.engine.gpu.limits import (
     FEW_DECODE,
     FEW_VERIFY,
     GRAPH_ROWS,
+    PICKING_ROWS,
     PREFILL,
     VERIFY,
     GpuLimits,
+    GraphKind,
     Tiling,
 )
 
@@ -42,21 +44,36 @@ def test_a_round_is_cut_as_its_rows_and_contexts_ask(
     assert LIMITS.tiling_of(lens, group_size=4) == expected
 
 
+def test_rounds_that_pick_their_logits_are_of_two_kinds() -> None:
+    """So that few graphs serve them all."""
+    assert LIMITS.tiling_of([(2, 40)], 4, picks=True) == VERIFY
+    assert LIMITS.tiling_of([(1, 900)] * 40 + [(9, 9)], 4, picks=True) == VERIFY
+    assert LIMITS.tiling_of([(1, 40), (33, 40)], 4, picks=True) == PREFILL
+
+
+@pytest.mark.parametrize("picks", [False, True])
 @pytest.mark.parametrize("group_size", [1, 4, 8])
-def test_every_round_without_prefill_has_a_graph(group_size: int) -> None:
-    """Up to as many rows as there are graphs for."""
+def test_every_round_has_a_graph(
+    group_size: int,
+    picks: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Up to as many rows as there are graphs for; what asks for all logits is no prompt."""
     for num_sequences in (1, 2, 3, 40):
-        for num_rows in (1, 5, 9):
-            lens = [(num_rows, 100)] * num_sequences
-            tiling = LIMITS.tiling_of(lens, group_size)
-            assert tiling == PREFILL or LIMITS.graphs[tiling][-1] >= num_rows * num_sequences
+        for num_rows in (1, 5, 9, 300):
+            lens = [(num_rows, 1_000)] * num_sequences
+            tiling = LIMITS.tiling_of(lens, group_size, picks=picks)
+            if num_rows * num_sequences <= GRAPH_ROWS[-1] and (picks or tiling != PREFILL):
+                assert LIMITS.graphs[GraphKind(tiling, picks)][-1] >= num_rows * num_sequences
 
 
 def test_where_bits_are_a_rows_own_there_is_one_way() -> None:
     """The same tiling, whatever is asked for, with graphs for as many rows as ever."""
     limits = dataclasses.replace(LIMITS, is_batch_invariant=True)
     assert limits.tilings == (VERIFY,)
-    assert limits.graphs == {VERIFY: LIMITS.graph_rows}
+    assert limits.graphs == {
+        GraphKind(VERIFY): LIMITS.graph_rows,
+        GraphKind(VERIFY, picks=True): PICKING_ROWS,
+    }
     assert limits.tiling_of([(1, 1)], 4) == limits.tiling_of([(500, 600)] * 3, 4) == VERIFY
 
 
@@ -64,4 +81,4 @@ def test_graphs_are_as_many_as_rounds_have_rows() -> None:
     """None is larger than a round can be, or than was asked for."""
     limits = GpuLimits(1_000, 16, max_rows=100, max_sequences=8, max_model_len=64)
     assert limits.graph_rows[-1] == max(size for size in GRAPH_ROWS if size <= 100)
-    assert GpuLimits(1_000, 16, 100, 8, 64, max_graph_rows=0).graphs[DECODE] == ()
+    assert GpuLimits(1_000, 16, 100, 8, 64, max_graph_rows=0).graphs[GraphKind(DECODE)] == ()

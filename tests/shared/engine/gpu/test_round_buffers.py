@@ -1,5 +1,7 @@
 """What is staged for a round's kernels, whatever was staged before."""
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,14 @@ def spans(draw: st.DrawFn) -> Span:
     tokens = draw(st.lists(st.integers(0, 99), min_size=num_rows, max_size=num_rows))
     # Few ids: rounds often have a table of the round before, or one that begins like it.
     table = draw(st.lists(st.integers(0, 2), min_size=num_blocks, max_size=num_blocks))
-    return Span(tokens, start, table, num_rows)
+    num_logits = draw(st.sampled_from([num_rows, num_rows, draw(st.integers(0, num_rows))]))
+    return Span(tokens, start, table, num_logits)
+
+
+def _starts(own: list[Span]) -> list[int]:
+    """The first row of each."""
+    ends = itertools.accumulate(len(span.token_ids) for span in own)
+    return [end - len(span.token_ids) for end, span in zip(ends, own, strict=True)]
 
 
 ROUNDS = st.lists(st.lists(spans(), min_size=1, max_size=MAX_SEQUENCES), min_size=1, max_size=6)
@@ -42,7 +51,7 @@ def test_a_round_is_what_its_spans_say(rounds: list[list[Span]]) -> None:
         positions = [span.start + row for span in own for row in range(len(span.token_ids))]
         tables = [span.block_ids for span in own for _ in span.token_ids]
         num_rows = len(positions)
-        assert shape == (num_rows, len(own), max(len(span.token_ids) for span in own))
+        assert shape == (num_rows, sum(span.num_logits for span in own))
         tokens = [token for span in own for token in span.token_ids]
         assert buffers.token_ids[:num_rows].tolist() == tokens
         assert buffers.positions[:num_rows].tolist() == positions
@@ -50,10 +59,18 @@ def test_a_round_is_what_its_spans_say(rounds: list[list[Span]]) -> None:
             table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
             for table, position in zip(tables, positions, strict=True)
         ] + [-1] * (MAX_ROWS - num_rows)
+        picked = [
+            start + row
+            for start, span in zip(_starts(own), own, strict=True)
+            for row in range(len(span.token_ids) - span.num_logits, len(span.token_ids))
+        ]
+        if shape.picks:
+            assert buffers.logit_rows.tolist() == picked + [0] * (MAX_ROWS - len(picked))
+        else:
+            assert len(picked) == num_rows
         batch = buffers.attention
-        counts = [len(span.token_ids) for span in own]
-        starts = [sum(counts[:index]) for index in range(len(own))]
-        assert batch.query_starts.tolist() == starts + [num_rows] * (MAX_SEQUENCES + 1 - len(own))
+        rest = [num_rows] * (MAX_SEQUENCES + 1 - len(own))
+        assert batch.query_starts.tolist() == _starts(own) + rest
         ends = [span.start + len(span.token_ids) for span in own]
         assert batch.context_lens.tolist() == ends + [0] * (MAX_SEQUENCES - len(own))
         for table, span in zip(batch.block_tables.tolist(), own, strict=False):
