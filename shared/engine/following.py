@@ -5,16 +5,14 @@ nobody has guesses for the next one: that one computes one token a sequence, the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shared.engine.samplers import Collect
 from shared.engine.sampling import VerifyRequest
 from shared.engine.spans import Span
 
 
-@dataclass(frozen=True, slots=True)
-class Follow:
+class Follow(NamedTuple):
     """Where a sequence goes on: its request in the round under way."""
 
     first_row: int  # of its rows, among all whose logits that round has

@@ -119,9 +119,9 @@ def _load_on_gpu(directory: Path, settings: ModelSettings, path: Computation) ->
     with explained(settings.memory_flag):
         config, runner, sampler, num_blocks = _placed_on_gpu(directory, settings, path)
         ranker = GpuRanker(runner, sampler)
-        if settings.num_ranks:  # drafters rank, targets verify
+        if settings.is_drafter:
             ranker.warm_up(settings.num_ranks)
-        follower = None if settings.num_ranks else ready_follower(runner, sampler)
+        follower = None if settings.is_drafter else ready_follower(runner, sampler)
     return Model(config, runner, sampler, num_blocks, ranker, follower)
 
 

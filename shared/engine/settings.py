@@ -26,6 +26,11 @@ class ModelSettings:
     cache_flag: str = "--kv-cache-tokens"  # how an operator asks for a cache of another size
 
     @property
+    def is_drafter(self) -> bool:
+        """Drafters rank, targets verify."""
+        return self.num_ranks > 0
+
+    @property
     def memory_flag(self) -> str:
         """What an operator lowers where a GPU has too little memory."""
         return self.cache_flag if self.cache_tokens else "--gpu-memory-utilization"

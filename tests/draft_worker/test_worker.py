@@ -262,7 +262,7 @@ async def test_the_process_serves_and_ends_on_sigterm(
         assert (status.worker_id, status.role, status.model) == (accepted.draft_id, "draft", "tiny")
         process.send(signal.SIGTERM)
         await target.hear(DraftClosed)
-        assert await asyncio.to_thread(process.stop) == 0
+        assert await asyncio.to_thread(process.wait) == 0
         assert await Fleet(target.bus).workers() == []
     finally:
         process.kill()

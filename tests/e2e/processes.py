@@ -60,6 +60,10 @@ class Process:
         if self.returncode is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for an end that was asked for before; the exit status."""
         try:
             return self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:

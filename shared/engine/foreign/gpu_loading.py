@@ -111,6 +111,7 @@ def _measured_plan(
         max_model_len=min(settings.max_model_len or config.max_model_len, config.max_model_len),
         block_size=settings.block_size,
         utilization=settings.memory_share,
+        is_drafter=settings.is_drafter,
         measured_weight_bytes=_weight_bytes(model),
         measured_activation_bytes=_activation_bytes(model, config, settings),
     )

@@ -8,15 +8,16 @@ Within a block the tokens of one key head follow one another, so that a tile of 
 contiguous read. Knows nothing of sequences: who owns which block is `shared.engine.blocks`.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernels.gpu.copy_blocks import copy_blocks
+from kernels.gpu.copy_blocks import copy_blocks, copy_words
 from shared.engine.shape import ModelShape
 
-MAX_COPIES = 256  # of one launch; a step of a drafter forks some tens of branches at most
+MAX_COPIES = 256  # of one launch
 
 
 class GpuCache:
@@ -41,9 +42,9 @@ class GpuCache:
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
             (keys, values) for keys, values in pairs
         )
-        self._pairs = torch.empty(MAX_COPIES, 2, dtype=torch.int64, device=device)
-        is_pinned = device.type == "cuda"
-        self._staged = torch.empty(MAX_COPIES, 2, dtype=torch.int64, pin_memory=is_pinned)
+        num_words, is_pinned = copy_words(MAX_COPIES), device.type == "cuda"
+        self._copies = torch.empty(num_words, dtype=torch.int32, device=device)
+        self._staged = torch.empty(num_words, dtype=torch.int32, pin_memory=is_pinned)
         self._sent: torch.cuda.Event | None = None
         if is_pinned:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -56,6 +57,10 @@ class GpuCache:
         for start in range(0, len(copies), MAX_COPIES):
             self._copy(copies[start : start + MAX_COPIES])
 
+    def copy_listed(self, copies: Tensor) -> None:
+        """The same of a list on the device: see `kernels.gpu.copy_blocks`."""
+        copy_blocks(self._caches, copies)
+
     def clear_block(self, block_id: int) -> None:
         """Zeros in all layers."""
         self._caches[:, block_id].zero_()
@@ -63,9 +68,10 @@ class GpuCache:
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         if self._sent is not None:
             self._sent.synchronize()  # the copies before may still be read
-        staged, pairs = self._staged[: len(copies)], self._pairs[: len(copies)]
-        staged.copy_(torch.tensor(copies, dtype=torch.int64))
-        pairs.copy_(staged, non_blocking=True)
+        num_words = copy_words(len(copies))
+        words = torch.tensor([len(copies), *itertools.chain(*copies)], dtype=torch.int32)
+        self._staged[:num_words] = words
+        self._copies[:num_words].copy_(self._staged[:num_words], non_blocking=True)
         if self._sent is not None:
             self._sent.record()
-        copy_blocks(self._caches, pairs)
+        copy_blocks(self._caches, self._copies)

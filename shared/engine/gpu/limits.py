@@ -47,6 +47,7 @@ class GpuLimits:
     max_model_len: int
     max_graph_rows: int = GRAPH_ROWS[-1]  # 0: no graphs
     is_batch_invariant: bool = False  # a row's bits depend on its own sequence alone
+    is_drafter: bool = False  # a pass may go on from guesses that the host has not read
 
     @property
     def graph_rows(self) -> tuple[int, ...]:

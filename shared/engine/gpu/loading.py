@@ -45,6 +45,7 @@ def memory_plan(config: ModelConfig, settings: ModelSettings, total_bytes: int) 
         block_size=settings.block_size,
         utilization=settings.memory_share,
         is_batch_invariant=settings.is_batch_invariant,
+        is_drafter=settings.is_drafter,
     )
 
 
@@ -115,6 +116,7 @@ def ready_sampler(runner: GpuRunner, plan: MemoryPlan, settings: ModelSettings) 
         max_rows=plan.max_sampled_rows,
         vocab_size=runner.config.vocab_size,
         device=runner.device,
+        guesses=runner.guesses if settings.is_drafter else None,
     )
     num_ranks = (settings.num_ranks,) if settings.num_ranks else ()
     sampler.warm_up({runner.warm_up().dtype, plan.dtype}, num_ranks)

@@ -42,6 +42,7 @@ class MemoryPlan(ABC):
     utilization: float = 0.9  # share of the device that may be used
     max_graph_rows: int = GRAPH_ROWS[-1]  # 0: no graphs
     is_batch_invariant: bool = False
+    is_drafter: bool = False
 
     def limits(self, num_blocks: int) -> GpuLimits:
         """Of rounds over a cache of so many blocks."""
@@ -53,6 +54,7 @@ class MemoryPlan(ABC):
             max_model_len=self.max_model_len,
             max_graph_rows=self.max_graph_rows,
             is_batch_invariant=self.is_batch_invariant,
+            is_drafter=self.is_drafter,
         )
 
     @property

@@ -16,7 +16,12 @@ _WARM_UP_PARAMS = SamplingParams(seed=0, temperature=0.7)
 
 
 class GpuRanker(Ranker):
-    """Joins a runner and its sampler: what one finds best, the other computes next."""
+    """Joins a runner and its sampler: what one finds best, the other computes next.
+
+    Args:
+        runner: of a drafter.
+        sampler: leaves the best tokens in the runner's `guesses`.
+    """
 
     can_follow = True
 
@@ -34,8 +39,7 @@ class GpuRanker(Ranker):
         if not self._runner.has_room(spans):  # in one pass; what it goes on from is waited for
             known, all_rows = completed(spans, rows, follows, self._sampler.read_best())
             return self._sampler.begin_rank(self._runner.run(known), all_rows, num)
-        ranked = self._sampler.launched.choice.token_ids
-        logits = self._runner.run_guessed(spans, follows, ranked)
+        logits = self._runner.run_guessed(spans, follows)
         pairs = zip(spans, follows, strict=True)
         unread = [int(follow != KNOWN) for span, follow in pairs if span.num_logits]
         return self._sampler.begin_rank(logits, rows, num, unread)

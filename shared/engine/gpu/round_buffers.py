@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.gpu.attention_work import AttentionBatch
-from kernels.gpu.follow_rows import FIRST_ROW, NUM_COLUMNS, NUM_DRAFTS
+from kernels.gpu.copy_blocks import copy_words
+from kernels.gpu.follow_rows import NUM_COLUMNS
+from kernels.gpu.take_guesses import KNOWN
 from shared.engine.following import Follow
 from shared.engine.spans import Span
 
 Words = NDArray[np.int32]
+MAX_COPIES = 128  # a step of a drafter forks some tens of branches at most
 
 
 class RoundShape(NamedTuple):
@@ -42,6 +45,7 @@ class _Fields(NamedTuple):
     logit_rows: int
     query_starts: int
     context_lens: int
+    copies: int
     follows: int
     block_tables: int
     end: int
@@ -75,6 +79,7 @@ class RoundBuffers:
         is_pinned = device.type == "cuda"
         self._staged = torch.zeros(fields.end, dtype=torch.int32, pin_memory=is_pinned)
         self._words: Words = self._staged.numpy()
+        self._follows = self._words[fields.follows : fields.block_tables].reshape(-1, NUM_COLUMNS)
         self._tables = self._words[fields.block_tables :].reshape(max_sequences, max_blocks)
         self._staged_tables: list[list[int]] = [[] for _ in range(max_sequences)]
         self._device = torch.zeros(fields.end, dtype=torch.int32, device=device)
@@ -89,15 +94,21 @@ class RoundBuffers:
         self.slots: Tensor = own[fields.slots : fields.logit_rows]
         # Of a round that picks its logits: those of which rows.
         self.logit_rows: Tensor = own[fields.logit_rows : fields.query_starts]
+        self.copies: Tensor = own[fields.copies : fields.follows]
         self.follows: Tensor = own[fields.follows : fields.block_tables].view(-1, NUM_COLUMNS)
         self.attention = AttentionBatch(
             query_starts=own[fields.query_starts : fields.context_lens],
-            context_lens=own[fields.context_lens : fields.follows],
+            context_lens=own[fields.context_lens : fields.copies],
             block_tables=own[fields.block_tables :].view(max_sequences, max_blocks),
             positions=self.positions,
         )
 
-    def stage(self, spans: Sequence[Span], follows: Sequence[Follow] = ()) -> RoundShape:
+    def stage(
+        self,
+        spans: Sequence[Span],
+        follows: Sequence[Follow] = (),
+        copies: Sequence[tuple[int, int]] = (),
+    ) -> RoundShape:
         """Write a round's rows and send them to the device, in the order of the current stream.
 
         Waits until the round before has been sent: its copy reads what is written here.
@@ -105,6 +116,7 @@ class RoundBuffers:
         Args:
             spans: at least one.
             follows: where each of them goes on, if the device has yet to complete them.
+            copies: at most MAX_COPIES blocks to copy before anything is computed.
         """
         if self._sent is not None:
             self._sent.synchronize()
@@ -132,10 +144,13 @@ class RoundBuffers:
             self._pick(is_picked.nonzero()[0])
         words[fields.query_starts : fields.query_starts + num_sequences] = ends - counts
         words[fields.context_lens : fields.context_lens + num_sequences] = starts + counts
-        for place, follow in enumerate(follows):
-            start = fields.follows + place * NUM_COLUMNS
-            words[start + FIRST_ROW] = follow.first_row
-            words[start + NUM_DRAFTS] = follow.num_drafts
+        if follows:
+            self._follows[: len(follows)] = follows
+        self._follows[len(follows) :] = KNOWN
+        words[fields.copies] = len(copies)
+        if copies:
+            end = fields.copies + copy_words(len(copies))
+            words[fields.copies + 1 : end] = list(itertools.chain.from_iterable(copies))
         self._pad(num_rows, num_sequences)
         used = fields.block_tables + num_sequences * self._max_blocks
         self._device[:used].copy_(self._staged[:used], non_blocking=True)
@@ -157,12 +172,13 @@ class RoundBuffers:
         words[fields.positions + num_rows : fields.positions + last] = 0
         words[fields.slots + num_rows : fields.logit_rows] = -1
         words[fields.query_starts + num_sequences : fields.context_lens] = num_rows
-        words[fields.context_lens + num_sequences : fields.follows] = 0
+        words[fields.context_lens + num_sequences : fields.copies] = 0
         self._num_rows, self._num_sequences = num_rows, num_sequences
 
 
 def _fields(max_rows: int, max_sequences: int, max_blocks: int) -> _Fields:
-    per_sequence = (max_sequences + 1, max_sequences, NUM_COLUMNS * max_sequences)
-    sizes = (max_rows, max_rows, max_rows, max_rows, *per_sequence)
+    per_sequence = (max_sequences + 1, max_sequences)
+    others = (copy_words(MAX_COPIES), NUM_COLUMNS * max_sequences)
+    sizes = (max_rows, max_rows, max_rows, max_rows, *per_sequence, *others)
     starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
     return _Fields._make([*starts, starts[-1] + max_sequences * max_blocks])

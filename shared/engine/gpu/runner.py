@@ -20,7 +20,7 @@ from shared.engine.gpu.decoder import GpuDecoder, GpuLayers
 from shared.engine.gpu.graphs import RoundGraphs
 from shared.engine.gpu.limits import GpuLimits, GraphKind, Tiling
 from shared.engine.gpu.passes import passes
-from shared.engine.gpu.round_buffers import RoundBuffers, RoundShape
+from shared.engine.gpu.round_buffers import MAX_COPIES, RoundBuffers
 from shared.engine.gpu.sampler_buffers import SamplerResults
 from shared.engine.gpu.weights import load_gpu_weights
 from shared.engine.shape import ModelShape
@@ -48,6 +48,10 @@ class GpuRunner(Runner):
             block_size=limits.block_size,
             device=device,
         )
+        # The best token of each row of the last ranking, where a drafter's next pass finds it.
+        num_rows = max(limits.max_rows, limits.max_sequences)
+        self.guesses = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self._copies: Sequence[tuple[int, int]] = ()  # to be made by the next pass
         self._works = {tiling: self._work(tiling) for tiling in limits.tilings}
         self._graphs: RoundGraphs | None = None
 
@@ -136,7 +140,7 @@ class GpuRunner(Runner):
         for size in (*(1 << power for power in range(2, longest.bit_length())), longest):
             table = [0] * -(-size // limits.block_size)
             logits = self._run_pass([Span([0] * size, 0, table, 1)])
-        self.copy_blocks([(0, 0)])
+        self._cache.copy_blocks([(0, 0)])
         self._cache.clear_block(0)
         return logits
 
@@ -170,7 +174,7 @@ class GpuRunner(Runner):
             Logits as those of `run`, and the rows' positions, [rows] int32 until the next round.
         """
         buffers = self._buffers
-        num_rows = buffers.stage(spans, follows).num_rows
+        num_rows = buffers.stage(spans, follows, self._copies).num_rows
         follow_rows(
             before.choice.token_ids.view(-1),
             before.num_confirmed,
@@ -181,29 +185,21 @@ class GpuRunner(Runner):
             block_size=self._limits.block_size,
         )
         kind = GraphKind(self._tiling(spans))
-        return self._run_rows(num_rows, kind), buffers.positions[:num_rows]
+        return self._run_rows(num_rows, kind, num_rows), buffers.positions[:num_rows]
 
     @torch.inference_mode()
-    def run_guessed(self, spans: Sequence[Span], follows: Sequence[int], ranked: Tensor) -> Tensor:
-        """One pass of which some spans are one guess, which the device has yet to make.
+    def run_guessed(self, spans: Sequence[Span], follows: Sequence[int]) -> Tensor:
+        """One pass of a drafter of which some spans are one guess, which is among `guesses`.
 
         Args:
             spans: there is room for them.
             follows: one a span: see `shared.engine.ranking.Ranker.begin`.
-            ranked: [T, num] int32, best tokens of the rows that they follow.
 
         Returns:
             Logits as those of `run`.
         """
-        buffers, num_sequences = self._buffers, len(spans)
-        shape = buffers.stage(spans, [Follow(follow, 0) for follow in follows])
-        take_guesses(
-            ranked,
-            buffers.follows[:num_sequences],
-            buffers.attention.query_starts,
-            token_ids=buffers.token_ids,
-        )
-        return self._run_staged(spans, shape)
+        assert self._limits.is_drafter
+        return self._run_pass(spans, [Follow(follow, 0) for follow in follows])
 
     @torch.inference_mode()
     def clear_block(self, block_id: int) -> None:
@@ -212,8 +208,13 @@ class GpuRunner(Runner):
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """See Runner."""
-        self._cache.copy_blocks(copies)
+        """See Runner. The next pass makes them: a launch less for the host."""
+        if self._copies:  # these may be copies of those
+            self._cache.copy_blocks(self._copies)
+        self._copies = copies
+        if len(copies) > MAX_COPIES:
+            self._cache.copy_blocks(copies)
+            self._copies = ()
 
     def _fitting(self, spans: Sequence[Span]) -> list[Sequence[Span]]:
         """A round as the passes that have room for it."""
@@ -240,28 +241,35 @@ class GpuRunner(Runner):
             yield from self._halves(spans[:half])
             yield from self._halves(spans[half:])
 
-    def _run_pass(self, spans: Sequence[Span]) -> Tensor:
-        return self._run_staged(spans, self._buffers.stage(spans))
-
-    def _run_staged(self, spans: Sequence[Span], shape: RoundShape) -> Tensor:
+    def _run_pass(self, spans: Sequence[Span], follows: Sequence[Follow] = ()) -> Tensor:
+        shape = self._buffers.stage(spans, follows, self._copies)
         kind = GraphKind(self._tiling(spans), shape.picks)
         return self._run_rows(shape.num_rows, kind, shape.num_logits)
 
-    def _run_rows(self, num_rows: int, kind: GraphKind, num_logits: int | None = None) -> Tensor:
-        """The staged round; logits of every row, or of the first so many that are picked."""
+    def _run_rows(self, num_rows: int, kind: GraphKind, num_logits: int) -> Tensor:
+        """The staged round; logits of every row, or of as many as are picked."""
         logits = None if self._graphs is None else self._graphs.replay(num_rows, kind)
-        if logits is not None:
-            return logits[:num_logits]
-        return self._forward(num_rows, kind, num_logits)
+        if logits is None:
+            logits = self._forward(num_rows, kind, num_logits)
+        self._copies = ()  # made; had it failed, the next pass would make them again
+        return logits[:num_logits]
 
     def _launch(self, num_rows: int, kind: GraphKind, out: Tensor) -> None:
         self._forward(num_rows, kind, num_rows, out)
 
     def _forward(
-        self, num_rows: int, kind: GraphKind, num_logits: int | None, out: Tensor | None = None
+        self, num_rows: int, kind: GraphKind, num_logits: int, out: Tensor | None = None
     ) -> Tensor:
         """Launch the staged round op by op; arguments as `_run_rows` has them."""
         buffers = self._buffers
+        self._cache.copy_listed(buffers.copies)
+        if self._limits.is_drafter:
+            take_guesses(
+                self.guesses.unsqueeze(1),
+                buffers.follows,
+                buffers.attention.query_starts,
+                token_ids=buffers.token_ids,
+            )
         return self._decoder.forward(
             buffers,
             self._works[kind.tiling],

@@ -72,9 +72,19 @@ class GpuSampler:
         max_rows: draft tokens and one more, of all requests of a round.
         vocab_size: V, of every logits tensor.
         device: where the logits are; "cpu" only under Triton's interpreter.
+        guesses: [max_rows] int32 on the device, where the best token of each ranked row stays for
+            the next pass; None: nobody asks for it.
     """
 
-    def __init__(self, *, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        vocab_size: int,
+        device: torch.device | str,
+        guesses: Tensor | None = None,
+    ) -> None:
+        self._guesses = guesses
         self._max_rows = max_rows
         self._vocab_size = vocab_size
         self._device = torch.device(device)
@@ -325,6 +335,8 @@ class GpuSampler:
         gumbel_choice(logits, inputs.rows, num=num, workspace=self._workspace, out=results.choice)
         for piece in pieces:
             self._choose_adjusted(piece, logits, results)
+        if self._guesses is not None:
+            self._guesses[:num_rows] = results.choice.token_ids[:num_rows, 0]
         if num == 1:
             chosen = results.choice.token_ids.view(-1)[:num_rows]
             accept_drafts(chosen, inputs.rows, out=results.num_confirmed)

@@ -1,10 +1,18 @@
 """Copies of whole cache blocks on the GPU against their reference."""
 
+import itertools
+
 import pytest
 import torch
 
 from kernels.gpu.copy_blocks import NUM_WARPS, TILE_SIZE, copy_blocks, copy_blocks_reference
 from tests.kernels.gpu.compiled import compile_for_sm90
+
+
+def words(pairs: list[list[int]], device: str, *, num: int | None = None) -> torch.Tensor:
+    """The list that says so; of its pairs, the first `num` count."""
+    numbers = [len(pairs) if num is None else num, *itertools.chain(*pairs)]
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
 
 
 @pytest.mark.parametrize(
@@ -20,9 +28,10 @@ def test_blocks_are_copied_and_all_others_stay(
     pairs = torch.randperm(12)[: 2 * num_pairs].view(num_pairs, 2)
     caches[:, pairs[:, 1].to(device)] = float("nan")
     expected = caches.clone()
-    copy_blocks_reference(expected, pairs.to(device))
+    copies = words(pairs.tolist(), device)
+    copy_blocks_reference(expected, copies)
 
-    copy_blocks(caches, pairs.to(device))
+    copy_blocks(caches, copies)
 
     assert torch.equal(caches.view(torch.uint8), expected.view(torch.uint8))
     assert not caches.isnan().any()
@@ -31,19 +40,20 @@ def test_blocks_are_copied_and_all_others_stay(
 def test_one_block_may_go_to_many(device: str) -> None:
     """A sequence forks into several branches at once."""
     caches = torch.randn(2, 4, 2, 16, 8, device=device)
-    copy_blocks(caches, torch.tensor([[2, 0], [2, 3], [2, 1]], device=device))
+    copy_blocks(caches, words([[2, 0], [2, 3], [2, 1]], device))
     assert torch.equal(caches, caches[:, 2:3].expand_as(caches))
 
 
-def test_negative_pairs_are_padding(device: str) -> None:
-    """A captured graph copies fewer blocks than it was captured for; none is right too."""
+@pytest.mark.parametrize("num", [0, 1])
+def test_what_is_behind_the_number_does_not_count(num: int, device: str) -> None:
+    """A captured graph copies as many blocks as the list says when it is replayed."""
     caches = torch.randn(2, 4, 2, 16, 8, device=device)
-    before = caches.clone()
+    expected = caches.clone()
+    expected[:, 2] = expected[:, 0 if num else 2].clone()
 
-    copy_blocks(caches, torch.tensor([[-1, -1], [-1, 2], [1, -1]], device=device))
-    copy_blocks(caches, torch.empty(0, 2, dtype=torch.int64, device=device))
+    copy_blocks(caches, words([[0, 2], [1, 3], [9_999, -5]], device, num=num))
 
-    assert torch.equal(caches, before)
+    assert torch.equal(caches, expected)
 
 
 @pytest.mark.gpu
@@ -54,9 +64,7 @@ def test_blocks_beyond_2_to_the_31_elements_are_reached() -> None:
     caches[0, num_blocks - 1] = 1.0
     caches[1, num_blocks - 1] = 2.0
     caches[:, num_blocks - 2] = 3.0
-    pairs = torch.tensor([[num_blocks - 1, 0], [1, num_blocks - 2]], device="cuda")
-
-    copy_blocks(caches, pairs)
+    copy_blocks(caches, words([[num_blocks - 1, 0], [1, num_blocks - 2]], "cuda"))
 
     assert bool(caches[0, 0].eq(1.0).all())
     assert bool(caches[1, 0].eq(2.0).all())
@@ -71,12 +79,13 @@ def test_the_production_configuration_fits_a_gpu(cache: str) -> None:
         "_copy_blocks_kernel",
         {
             "caches_ptr": cache,
-            "pairs_ptr": "*i64",
+            "copies_ptr": "*i32",
             "num_blocks": "i32",
+            "num_caches": "constexpr",
             "block_numel": "constexpr",
             "tile_size": "constexpr",
         },
-        {"block_numel": 8 * 16 * 128, "tile_size": TILE_SIZE},
+        {"num_caches": 64, "block_numel": 8 * 16 * 128, "tile_size": TILE_SIZE},
         num_warps=NUM_WARPS,
         num_stages=1,
     )

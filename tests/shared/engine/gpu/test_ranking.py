@@ -1,5 +1,6 @@
 """A drafter's passes that begin before the one before is read find what passes one by one find."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import torch
 
 from kernels.gumbel_top import Top
 from shared.engine.gpu.ranking import GpuRanker
+from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.ranking import KNOWN, Collect
 from shared.engine.sampling import Row
 from shared.engine.spans import Span
 from shared.protocol.sampling import SamplingParams
 from tests.checkpoints import random_tokens, save_checkpoint
-from tests.shared.engine.gpu.runners import ROWS_OF_NOBODY, load, on_gpus
+from tests.shared.engine.gpu.runners import LIMITS, ROWS_OF_NOBODY, load, on_gpus
 from tests.shared.engine.passes import block_tables
 
 pytestmark = ROWS_OF_NOBODY
@@ -29,6 +31,16 @@ PROMPT_LENS = (13, 30, 3)  # one of them next to a block's end
 NUM, NUM_STEPS, MAX_ROWS = 3, 6, 24
 
 
+def load_both(directory: Path, device: str) -> tuple[GpuRunner, GpuSampler]:
+    """A drafter's model and its sampler."""
+    runner = load(directory, device, dataclasses.replace(LIMITS, is_drafter=True))
+    vocab_size = runner.config.vocab_size
+    sampler = GpuSampler(
+        max_rows=MAX_ROWS, vocab_size=vocab_size, device=device, guesses=runner.guesses
+    )
+    return runner, sampler
+
+
 class Sequences:
     """Three prompts on a model; each grows by the best token of every pass."""
 
@@ -40,9 +52,7 @@ class Sequences:
         *,
         has_graphs: bool = True,
     ) -> None:
-        self.runner = load(directory, device)
-        vocab_size = self.runner.config.vocab_size
-        sampler = GpuSampler(max_rows=MAX_ROWS, vocab_size=vocab_size, device=device)
+        self.runner, sampler = load_both(directory, device)
         if self.runner.graph_logits is not None and has_graphs:
             sampler.capture(self.runner.graph_logits, (1, 4, 16), (NUM,))
         self.ranker = GpuRanker(self.runner, sampler)
@@ -178,7 +188,6 @@ def test_unusable_logits_end_in_no_guess(checkpoint: Path, device: str) -> None:
 
 def test_warming_up_leaves_no_trace(checkpoint: Path, device: str) -> None:
     """The cache is empty."""
-    runner = load(checkpoint, device)
-    sampler = GpuSampler(max_rows=4, vocab_size=runner.config.vocab_size, device=device)
+    runner, sampler = load_both(checkpoint, device)
     GpuRanker(runner, sampler).warm_up(NUM)
     assert not any(bool(torch.any(cache)) for layer in runner._cache.layers for cache in layer)

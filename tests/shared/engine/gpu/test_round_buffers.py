@@ -6,6 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.gpu.copy_blocks import copy_words
+from kernels.gpu.take_guesses import KNOWN
 from shared.engine.following import Follow
 from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.spans import Span
@@ -36,8 +38,8 @@ def _starts(own: list[Span]) -> list[int]:
 ROUNDS = st.lists(st.lists(spans(), min_size=1, max_size=MAX_SEQUENCES), min_size=1, max_size=6)
 
 
-@given(rounds=ROUNDS)
-def test_a_round_is_what_its_spans_say(rounds: list[list[Span]]) -> None:
+@given(rounds=ROUNDS, num_follows=st.sampled_from([0, 1, MAX_SEQUENCES]))
+def test_a_round_is_what_its_spans_say(rounds: list[list[Span]], num_follows: int) -> None:
     """Every row and sequence; the rest is nobody's."""
     buffers = RoundBuffers(
         max_rows=MAX_ROWS,
@@ -47,7 +49,9 @@ def test_a_round_is_what_its_spans_say(rounds: list[list[Span]]) -> None:
         device=torch.device("cpu"),
     )
     for own in rounds:
-        shape = buffers.stage(own)
+        follows = [Follow(place % 3 - 1, place) for place in range(num_follows)][: len(own)]
+        copies = [(3 * place, 3 * place + 1) for place in range(num_follows)]
+        shape = buffers.stage(own, follows, copies)
         positions = [span.start + row for span in own for row in range(len(span.token_ids))]
         tables = [span.block_ids for span in own for _ in span.token_ids]
         num_rows = len(positions)
@@ -68,6 +72,12 @@ def test_a_round_is_what_its_spans_say(rounds: list[list[Span]]) -> None:
             assert buffers.logit_rows.tolist() == picked + [0] * (MAX_ROWS - len(picked))
         else:
             assert len(picked) == num_rows
+        known = [[KNOWN, 0]] * (MAX_SEQUENCES - len(follows))
+        assert buffers.follows[:, 0].tolist() == [one[0] for one in (*follows, *known)]
+        assert buffers.follows[: len(follows)].tolist() == [list(follow) for follow in follows]
+        assert buffers.copies[: copy_words(len(copies))].tolist() == [
+            len(copies), *itertools.chain(*copies)
+        ]  # fmt: skip
         batch = buffers.attention
         rest = [num_rows] * (MAX_SEQUENCES + 1 - len(own))
         assert batch.query_starts.tolist() == _starts(own) + rest
@@ -96,4 +106,4 @@ def test_where_sequences_go_on_is_staged_beside_them() -> None:
     )
     own = [Span([0], 5, [1], 1), Span([0], 9, [0], 1)]
     buffers.stage(own, [Follow(7, 3), Follow(2, 0)])
-    assert buffers.follows.tolist() == [[7, 3], [2, 0], [0, 0]]
+    assert buffers.follows.tolist() == [[7, 3], [2, 0], [KNOWN, KNOWN]]

@@ -16,6 +16,7 @@ from shared.engine.following import Follow
 from shared.engine.gpu.following import ready_follower
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.gpu.loading import load_on_gpu
+from shared.engine.gpu.ranking import GpuRanker
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
 from shared.engine.sampling import Row, VerifyRequest
@@ -68,10 +69,13 @@ def forget_kernels() -> None:
 class Traffic:
     """Sequences that grow by rounds of all kinds: chunks, decodes, guesses, forks."""
 
-    def __init__(self, runner: GpuRunner, sampler: GpuSampler) -> None:
+    def __init__(self, runner: GpuRunner, sampler: GpuSampler, *, is_drafter: bool) -> None:
         self._runner = runner
         self._sampler = sampler
-        self._follower = ready_follower(runner, sampler)
+        self._ranker = GpuRanker(runner, sampler) if is_drafter else None
+        self._follower = None if is_drafter else ready_follower(runner, sampler)
+        if self._ranker is not None:
+            self._ranker.warm_up(NUM_RANKS)
         self._rng = random.Random(3)
         self._lens = [0] * NUM_SEQUENCES
         size = CONTEXT // BLOCK_SIZE
@@ -92,6 +96,8 @@ class Traffic:
 
     def follow(self, num_sequences: int) -> None:
         """Two rounds behind one that has not been collected."""
+        if self._follower is None:
+            return
         self._round([(index, 2) for index in range(num_sequences)], 2)
         follows = [Follow(2 * index, 1) for index in range(num_sequences)]
         for _ in range(2):
@@ -124,18 +130,16 @@ class Traffic:
                 params = self._rng.choice(PARAMS)
                 requests.append(VerifyRequest(params, [1] * (start + 1), 1, drafts))
         logits = self._runner.run(spans)
-        if num_logits in {0, 1}:
+        if self._ranker is None:
+            self._sampler.verify(logits, requests)
+        elif num_logits in {0, 1}:
             ranked = [Row(one.params, one.token_ids, 1) for one in requests]
             self._sampler.rank(logits, ranked, NUM_RANKS)
-        self._sampler.verify(logits, requests)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("is_batch_invariant", [False, True])
-def test_no_round_waits_for_a_compiler(
-    is_batch_invariant: bool,  # noqa: FBT001 - a parameter of the test
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("worker", ["target", "batch-invariant target", "drafter"])
+def test_no_round_waits_for_a_compiler(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it holds: every variant of every kernel is there before the worker is ready."""
     forget_kernels()
     settings = ModelSettings(
@@ -147,12 +151,12 @@ def test_no_round_waits_for_a_compiler(
         max_rows=MAX_ROWS,
         max_sequences=NUM_SEQUENCES,
         memory_share=0.5,
-        is_batch_invariant=is_batch_invariant,
+        is_batch_invariant=worker == "batch-invariant target",
         threads=1,
-        num_ranks=NUM_RANKS,
+        num_ranks=NUM_RANKS if worker == "drafter" else 0,
     )
     runner, sampler, _ = load_on_gpu(MODEL, settings, lambda *_: None)
-    traffic = Traffic(runner, sampler)
+    traffic = Traffic(runner, sampler, is_drafter=settings.is_drafter)
     compiled: list[str] = []
 
     def note(**kernel: object) -> None:
