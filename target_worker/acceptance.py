@@ -4,6 +4,8 @@ Decayed counts per position of P(right | all before it were right). A session st
 worker sees, a worker from a constant; evidence outweighs that within a few rounds.
 """
 
+from collections.abc import Sequence
+
 from shared.protocol.limits import MAX_SPECULATIVE_TOKENS
 
 _PRIOR = 0.65  # of a worker that has seen nothing: the middle of what drafters reach
@@ -14,16 +16,18 @@ _MEMORY = 0.97  # of older counts per new one: about the last 33 rounds count
 class Acceptance:
     """Estimates for one session, or (without a parent) for all sessions of a worker."""
 
-    __slots__ = ("_parent", "_tried", "_won")
+    __slots__ = ("_parent", "_rates", "_tried", "_won")
 
     def __init__(self, parent: "Acceptance | None" = None) -> None:
         self._parent = parent
         self._won = [0.0] * MAX_SPECULATIVE_TOKENS
         self._tried = [0.0] * MAX_SPECULATIVE_TOKENS
+        self._rates: list[float] = []  # of all positions, of who has no parent, until the next news
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """A round held `num_drafted` guesses, of which the first `num_accepted` were right."""
         won, tried = self._won, self._tried
+        self._rates = []
         for position in range(min(num_drafted, num_accepted + 1)):
             tried[position] = tried[position] * _MEMORY + 1.0
             won[position] = won[position] * _MEMORY + (position < num_accepted)
@@ -34,10 +38,17 @@ class Acceptance:
         """Start from the prior again: the drafter may be another one."""
         self._won = [0.0] * MAX_SPECULATIVE_TOKENS
         self._tried = [0.0] * MAX_SPECULATIVE_TOKENS
+        self._rates = []
 
     def rates(self, num: int) -> list[float]:
         """[num] P(the guess at this position is right | those before it are)."""
-        priors = [_PRIOR] * num if self._parent is None else self._parent.rates(num)
+        if self._parent is not None:
+            return self._with_prior(self._parent.rates(num))
+        if not self._rates:
+            self._rates = self._with_prior([_PRIOR] * MAX_SPECULATIVE_TOKENS)
+        return self._rates[:num]
+
+    def _with_prior(self, priors: Sequence[float]) -> list[float]:
         return [
             (won + _PRIOR_WEIGHT * prior) / (tried + _PRIOR_WEIGHT)
             for won, tried, prior in zip(self._won, self._tried, priors, strict=False)

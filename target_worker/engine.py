@@ -41,6 +41,7 @@ class Pause:
     seconds: float | None  # None: until something comes
 
 
+POLL_S = 0.00005  # a GPU says when it is done to those who ask, or to one who does nothing else
 GO_ON = Pause(0.0)
 IDLE = Pause(None)
 
@@ -206,7 +207,7 @@ class Engine:
             if self._overlap_from is not None:
                 return GO_ON  # what was planned is said while it computes
         assert self._flight is not None
-        listening_s = self._flight.listens_until_s - self._clock.monotonic_s()
+        listening_s = self._listening_s(self._flight)
         if listening_s > 0.0:
             return Pause(listening_s)
         self._follow()
@@ -239,9 +240,23 @@ class Engine:
             return Pause(grace_s)
         copies, self._scheduler.copies = self._scheduler.copies, []
         begun = self._rounds.begin(rows, copies)
-        listen_s = 0.0 if self._overlap_from is None else self._speculation.listen_s(rows)
-        self._flight = Flight(begun, offers, started_s, started_s + listen_s)
+        listens = self._overlap_from is not None and not self._speculation.is_quiet(rows)
+        listen_s = self._speculation.listen_s(rows) if listens else 0.0
+        self._flight = Flight(begun, offers, started_s, listens, started_s + listen_s)
         return None
+
+    def _listening_s(self, flight: Flight) -> float:
+        """Seconds to wait for news of drafters before asking again whether a round is over.
+
+        What comes while it computes is taken in while it computes: there are hundreds of messages a
+        round, and those that were left until its end would hold up the next one.
+        """
+        if not flight.listens:
+            return 0.0
+        listening_s = flight.listens_until_s - self._clock.monotonic_s()
+        if listening_s > 0.0:
+            return listening_s
+        return 0.0 if self._rounds.is_over(flight.begun) else POLL_S
 
     def _follow(self) -> None:
         """Begin the round after the one under way, where its outcome decides nothing but tokens."""

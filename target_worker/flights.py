@@ -15,7 +15,8 @@ class Flight:
     begun: Begun
     offers: Offers
     started_s: float
-    listens_until_s: float = 0.0  # before then it is not waited for: drafters may have news
+    listens: bool = False  # drafters may have news while it computes
+    listens_until_s: float = 0.0  # it surely computes until then
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,10 @@ class Rounds:
         except Exception as error:  # noqa: BLE001 -- whatever one session's tokens provoke is pinned on it
             return Begun(rows, None, error)
 
+    def is_over(self, begun: Begun) -> bool:
+        """Whether `finish` has nothing to wait for, of the last round that was begun."""
+        return begun.collect is None or self._sampler.is_over()
+
     def prepare_following(self, begun: Begun, rows: Sequence[Row]) -> Following | None:
         """Rows that can begin while what they go on from is unknown to this side; None: they can't.
 

@@ -136,6 +136,9 @@ class Session:
         """
         kept: list[int] = []
         room = self.max_len - len(self.token_ids)
+        if len(token_ids) < room and not self.text.can_stop and self._has_no_stop(token_ids):
+            kept += token_ids
+            token_ids = ()
         for token_id in token_ids:
             kept.append(token_id)
             if self.text.can_stop:
@@ -149,6 +152,9 @@ class Session:
         self.token_ids += kept
         self.tree.confirm(kept)
         return kept
+
+    def _has_no_stop(self, token_ids: Sequence[int]) -> bool:
+        return self._stop_ids.isdisjoint(token_ids) and not self.text.is_stopped
 
     def text_of(self, kept: Sequence[int]) -> str:
         """The text that accepted tokens let out: once for what each `accept` has returned.

@@ -78,12 +78,8 @@ class Speculation:
         return not any(row.session.link.state is LinkState.ENGAGED for row in rows)
 
     def listen_s(self, rows: Sequence[Row]) -> float:
-        """How long after its start a round surely computes, so that guesses can be taken in.
-
-        Each costs some microseconds, and there are hundreds a round: taken in when it is over,
-        they would hold up the next one.
-        """
-        if self.is_quiet(rows) or not all(row.num_tokens == 1 for row in rows):
+        """How long after its start a round surely computes; 0 for what was not profiled."""
+        if not all(row.num_tokens == 1 for row in rows):
             return 0.0
         num_rows = len(rows) + sum(len(row.draft_token_ids) for row in rows)
         return LISTEN_SHARE * least_s(self._profile, len(rows), num_rows) - LISTEN_MARGIN_S

@@ -31,12 +31,12 @@ class TokenTree:
         vocab_size: a path is cut before the first id outside it: the model could not embed it.
     """
 
-    __slots__ = ("_clock", "_root", "_tail", "confirmed_len", "size", "vocab_size")
+    __slots__ = ("_clock", "_most", "_root", "_tail", "confirmed_len", "vocab_size")
 
     def __init__(self, confirmed: Sequence[int], *, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.confirmed_len = len(confirmed)
-        self.size = 0  # guessed tokens in the tree
+        self._most = 0  # guessed tokens in the tree at most: counted anew when it might be full
         self._tail = list(confirmed[-MAX_PATH_TOKENS:])  # what a path may overlap with
         self._root = _Node()
         self._clock = 0
@@ -44,6 +44,11 @@ class TokenTree:
     def __bool__(self) -> bool:
         """Whether there is any guess."""
         return bool(self._root.children)
+
+    @property
+    def size(self) -> int:
+        """Guessed tokens in the tree."""
+        return len(_walk(self._root))
 
     def insert(self, base_len: int, token_ids: Sequence[int]) -> bool:
         """Take in one path, grown from the first `base_len` confirmed tokens.
@@ -65,12 +70,14 @@ class TokenTree:
             child = node.children.get(token_id)
             if child is None:
                 child = node.children[token_id] = _Node()
-                self.size += 1
+                self._most += 1
             child.support += 1
             child.stamp = self._clock
             node = child
-        if self.size > MAX_TREE_TOKENS:
-            self._evict()
+        if self._most > MAX_TREE_TOKENS:
+            self._most = self.size
+            if self._most > MAX_TREE_TOKENS:
+                self._evict()
         return node is not self._root
 
     def best_path(self, max_tokens: int) -> list[int]:
@@ -98,15 +105,11 @@ class TokenTree:
         del self._tail[:-MAX_PATH_TOKENS]
         node = self._root
         for token_id in token_ids:
-            children = node.children
-            child = children.get(token_id)
+            child = node.children.get(token_id)
             if child is None:
                 self._root = _Node()
-                self.size = 0
+                self._most = 0
                 return
-            self.size -= 1
-            if len(children) > 1:
-                self.size -= sum(_size(other) for key, other in children.items() if key != token_id)
             node = child
         self._root = node
 
@@ -122,7 +125,7 @@ class TokenTree:
                 key: child for key, child in node.children.items() if child.stamp >= oldest_kept
             }
             pending.extend(node.children.values())
-        self.size = sum(1 for _ in _walk(self._root))
+        self._most = self.size
 
 
 def _support(item: tuple[int, _Node]) -> int:
@@ -138,7 +141,3 @@ def _walk(root: _Node) -> list[_Node]:
         found.extend(children)
         pending.extend(children)
     return found
-
-
-def _size(node: _Node) -> int:
-    return 1 + len(_walk(node))

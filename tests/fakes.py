@@ -129,6 +129,8 @@ class FakeFollower(Follower):
 
     def __init__(self, runner: FakeRunner, sampler: HostSampler) -> None:
         self.num_rounds = 0
+        self.num_asks = 0  # a round is over when it was asked about so often
+        self._num_asked = 0
         self._runner = runner
         self._sampler = sampler
         self._confirmed: dict[int, list[int]] = {}  # by first row, of the last round
@@ -139,6 +141,7 @@ class FakeFollower(Follower):
 
     def begin_verify(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> Collect:
         """See Sampler."""
+        self._num_asked = 0
         collect = self._sampler.begin_verify(logits, requests)
         confirmed, first_row = collect(), 0
         self._confirmed = {}
@@ -146,6 +149,11 @@ class FakeFollower(Follower):
             self._confirmed[first_row] = tokens
             first_row += 1 + len(request.draft_token_ids)
         return collect
+
+    def is_over(self) -> bool:
+        """See Sampler."""
+        self._num_asked += 1
+        return self._num_asked > self.num_asks
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
         """See Sampler."""

@@ -30,6 +30,10 @@ class Sampler(Protocol):
         """
         ...
 
+    def is_over(self) -> bool:
+        """Whether the last `begin_verify` can be collected without waiting."""
+        ...
+
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
         """A drafter's ranking: `shared.engine.sampling.rank` with `only_near`."""
         ...
@@ -46,6 +50,10 @@ class HostSampler(Sampler):
         """See Sampler. There is nothing to wait for here."""
         confirmed = sampling.verify(logits, requests)
         return lambda: confirmed
+
+    def is_over(self) -> bool:
+        """See Sampler. It is when it has begun."""
+        return True
 
     def rank(self, logits: Tensor, rows: Sequence[Row], num: int) -> list[Top]:
         """See Sampler."""

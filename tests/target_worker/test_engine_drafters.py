@@ -11,6 +11,7 @@ from shared.engine.sampling import VerifyRequest
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Message, Verdict
 from shared.protocol.records import Done
 from target_worker.cost import Measured
+from target_worker.engine import POLL_S
 from target_worker.goodput import Policy
 from tests.fakes import FakeFollower
 from tests.target_worker.engines import (
@@ -199,18 +200,31 @@ def test_a_round_is_not_waited_for_as_long_as_news_may_come() -> None:
     assert rig.engine.totals.num_generation_tokens == 1  # the prompt's round is booked, no other
 
 
-def test_nobody_listens_beside_a_prompt() -> None:
-    """What such a round takes is not known."""
+def test_a_round_that_takes_longer_is_asked_whether_it_is_over() -> None:
+    """And never waited for: news are taken in until it is."""
+    rig = computing_rig()
+    rig.follower.num_asks = 3
+    rig.clock.advance(0.010)
+    assert [rig.engine.step().seconds for _ in range(4)] == [POLL_S, POLL_S, POLL_S, 0.0]
+    assert rig.runner.num_runs == 2
+    rig.engine.step()
+    assert rig.runner.num_runs == 3
+
+
+def test_what_a_prompt_takes_is_not_known() -> None:
+    """The round is asked from the start."""
     rig = computing_rig()
     rig.engine.submit(make_job("other", prompt=range(7), max_tokens=3))
+    rig.follower.num_asks = 1
     while rig.runner.num_runs < 3:
         rig.step()
     assert rig.engine.num_running == 2
-    assert rig.engine.step().seconds == 0.0
+    assert [rig.engine.step().seconds for _ in range(2)] == [POLL_S, 0.0]
 
 
 def test_nobody_listens_where_nobody_guesses() -> None:
     """The round is waited for at once."""
     rig = make_rig(overlap_from=1, profile=[Measured(1, 1, 0.010)])
+    rig.follower.num_asks = 1
     rig.engine.submit(make_job(max_tokens=30))
     assert [rig.engine.step().seconds for _ in range(6)] == [0.0] * 6

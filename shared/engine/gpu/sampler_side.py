@@ -39,6 +39,10 @@ class SamplerSide:
         if self._done is not None:
             self._done.record()
 
+    def is_over(self) -> bool:
+        """Whether `wait` would not."""
+        return self._done is None or bool(self._done.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> None:
         """Until the last round of this side is over."""
         if self._done is not None:

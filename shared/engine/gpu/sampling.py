@@ -114,6 +114,10 @@ class GpuSampler:
         results = self.launch(logits)
         return partial(self._confirmed, self._side, results)
 
+    def is_over(self) -> bool:
+        """See `shared.engine.samplers.Sampler`."""
+        return self._side.is_over()
+
     @property
     def launched(self) -> SamplerResults:
         """What the last round finds, on the device until the next is launched."""
