@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     config = Config(
-        model=str(options.model), device="cuda", block_size=64, num_blocks=2_048, step_cost=100.0
+        model=str(options.model), device="cuda", block_size=64, num_blocks=2_048, step_cost=40.0
     )
     drafter = equip(config).drafter
     assert isinstance(drafter, ModelDrafter)

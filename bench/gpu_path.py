@@ -94,7 +94,7 @@ def settings(num_gpus: int) -> dict[str, str]:
         "DRAFT_WORKER_BLOCK_SIZE": "64",
         "DRAFT_WORKER_NUM_BLOCKS": "4096",
         "DRAFT_WORKER_MAX_NUM_ROWS": "128",
-        "DRAFT_WORKER_STEP_COST": "100",  # a step of a large draft costs as much as a hundred rows
+        "DRAFT_WORKER_STEP_COST": "40",  # a step costs the host as much as forty rows
         # As the compose file has them: rows beside the first cost next to nothing.
         "DRAFT_WORKER_CHUNK": "1",
         "DRAFT_WORKER_MAX_AHEAD": "10",

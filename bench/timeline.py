@@ -24,7 +24,7 @@ from target_worker.admitted import AdmittedJob, Choice
 from target_worker.goodput import Policy
 
 GPU_LIMITS = DraftLimits(
-    max_ahead=10, num_branches=16, num_alternates=3, max_num_rows=128, step_cost=100.0,
+    max_ahead=10, num_branches=16, num_alternates=3, max_num_rows=128, step_cost=40.0,
     min_odds=0.02, chunk=1,
 )  # fmt: skip
 ANSWERS_A_STREAM = {1: 4, 8: 2}
