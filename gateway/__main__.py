@@ -9,6 +9,7 @@ from gateway.config import GatewayConfig
 from gateway.server import new_gateway_id, open_gateway
 from shared.common.errors import Unavailable
 from shared.common.log import configure
+from shared.common.scheduling import collect_little
 from shared.config.flags import exits_on_config_error, load, log_config
 
 PROG = "gateway"
@@ -26,6 +27,7 @@ def main() -> int:
     gateway_id = new_gateway_id()
     configure(PROG, gateway_id, level=config.log_level)
     log_config(config, prog=PROG)
+    collect_little()
     with exits_on_config_error(PROG):
         try:
             uvloop.run(serve(config, gateway_id))

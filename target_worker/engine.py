@@ -5,7 +5,7 @@ an Outcome, which the caller takes after each step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
@@ -18,6 +18,7 @@ from target_worker.deadlines import Deadlines
 from target_worker.flights import Accepted, Flight, Landing
 from target_worker.job import Job
 from target_worker.outcome import Outcome
+from target_worker.pause import GO_ON, IDLE, POLL_S, Pause
 from target_worker.rounds import Rounds, Verified
 from target_worker.scheduler import DoesNotFit, Row, Scheduler
 from target_worker.session import Session
@@ -32,18 +33,6 @@ NO_ROOM = Failed(
     "out_of_blocks", "the sequence does not fit the worker's cache, even alone", status=507
 )
 FAILED = Failed("engine_error", "the model failed on this sequence", status=500)
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """What to do before the next step: nothing (0), wait so long, or until something comes."""
-
-    seconds: float | None  # None: until something comes
-
-
-POLL_S = 0.00005  # a GPU says when it is done to those who ask, or to one who does nothing else
-GO_ON = Pause(0.0)
-IDLE = Pause(None)
 
 
 class Engine:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import structlog
 
 from shared.common.errors import Unavailable
+from shared.common.scheduling import collect_little
 
 EXIT_UNAVAILABLE = 1
 EXIT_ENGINE_FAILED = 70  # EX_SOFTWARE
@@ -50,10 +51,11 @@ def run_worker(serve: Coroutine[None, None, None], *, engine_failed: type[Except
     """Run an event loop until `serve` is over; the exit status.
 
     Args:
-        serve: the worker, from its first connection to its last.
+        serve: the worker, from its first connection to its last; its model is loaded.
         engine_failed: what it raises when a thread of its own is broken or hangs. That ends the
             process here and now: an orderly exit could wait for the thread.
     """
+    collect_little()
     try:
         asyncio.run(serve)
     except Unavailable as error:

@@ -11,8 +11,8 @@ from shared.engine.sampling import VerifyRequest
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath, Message, Verdict
 from shared.protocol.records import Done
 from target_worker.cost import Measured
-from target_worker.engine import POLL_S
 from target_worker.goodput import Policy
+from target_worker.pause import POLL_S
 from tests.fakes import FakeFollower
 from tests.target_worker.engines import (
     DRAFTER,

@@ -8,8 +8,8 @@ from torch import Tensor
 from shared.engine.spans import Span
 from shared.protocol.records import Done, Failed
 from shared.protocol.sampling import SamplingParams
-from target_worker.engine import IDLE
 from target_worker.outcome import Outcome
+from target_worker.pause import IDLE
 from target_worker.rounds import EngineBroken
 from tests.fakes import FakeRunner
 from tests.target_worker.engines import Drafter, make_job, make_rig, mixed_guess, reference

@@ -9,8 +9,8 @@ from shared.engine.spans import Span
 from shared.protocol.messages import DraftAccepted, DraftClosed, DraftPath
 from shared.protocol.records import Done
 from target_worker.cost import Measured
-from target_worker.engine import GO_ON
 from target_worker.goodput import Policy
+from target_worker.pause import GO_ON
 from tests.fakes import FakeRunner, ManualClock
 from tests.target_worker.engines import (
     DRAFTER,

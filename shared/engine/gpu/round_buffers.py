@@ -18,6 +18,7 @@ from kernels.gpu.copy_blocks import copy_words
 from kernels.gpu.follow_rows import NUM_COLUMNS
 from kernels.gpu.take_guesses import KNOWN
 from shared.engine.following import Follow
+from shared.engine.gpu.upload import is_over, upload
 from shared.engine.spans import Span
 
 Words = NDArray[np.int32]
@@ -118,7 +119,7 @@ class RoundBuffers:
             follows: where each of them goes on, if the device has yet to complete them.
             copies: at most MAX_COPIES blocks to copy before anything is computed.
         """
-        if self._sent is not None:
+        if self._sent is not None and not is_over(self._sent):
             self._sent.synchronize()
         fields, words, num_sequences = self._fields, self._words, len(spans)
         for index, span in enumerate(spans):
@@ -153,7 +154,7 @@ class RoundBuffers:
             words[fields.copies + 1 : end] = list(itertools.chain.from_iterable(copies))
         self._pad(num_rows, num_sequences)
         used = fields.block_tables + num_sequences * self._max_blocks
-        self._device[:used].copy_(self._staged[:used], non_blocking=True)
+        upload(self._device[:used], self._staged[:used])
         if self._sent is not None:
             self._sent.record()
         return shape

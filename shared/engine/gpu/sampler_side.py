@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from shared.engine.gpu.sampler_buffers import SamplerInputs, SamplerResults
+from shared.engine.gpu.upload import is_over
 
 
 class SamplerSide:
@@ -41,9 +42,9 @@ class SamplerSide:
 
     def is_over(self) -> bool:
         """Whether `wait` would not."""
-        return self._done is None or bool(self._done.query())  # type: ignore[no-untyped-call]
+        return self._done is None or is_over(self._done)
 
     def wait(self) -> None:
         """Until the last round of this side is over."""
-        if self._done is not None:
+        if self._done is not None and not is_over(self._done):
             self._done.synchronize()

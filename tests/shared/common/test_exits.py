@@ -1,5 +1,6 @@
 """shared/common/exits.py: the status tells an operator, or a supervisor, what has happened."""
 
+import gc
 import signal
 import subprocess
 import sys
@@ -27,12 +28,15 @@ run_worker(serve(), engine_failed=ArithmeticError)
 
 
 def test_a_worker_that_was_told_to_go_exits_with_0() -> None:
-    """It returned."""
+    """It returned; while it served, nobody looked for garbage among what it had loaded."""
+    num_frozen = []
 
     async def serve() -> None:
-        return
+        num_frozen.append(gc.get_freeze_count())
 
     assert run_worker(serve(), engine_failed=ArithmeticError) == 0
+    gc.unfreeze()
+    assert num_frozen[0] > 0
 
 
 def test_a_worker_without_a_server_exits_with_1() -> None:

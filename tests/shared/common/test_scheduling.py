@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 import threading
@@ -5,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.common.scheduling import NICENESS, SWITCH_INTERVAL_S, give_way, switch_often
+from shared.common.scheduling import (
+    NICENESS,
+    SWITCH_INTERVAL_S,
+    collect_little,
+    give_way,
+    switch_often,
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
@@ -37,3 +44,20 @@ def test_the_interpreter_changes_hands_often(interval: None) -> None:
     """Well within a round."""
     switch_often()
     assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Afterwards everything is collected as ever."""
+    yield
+    gc.unfreeze()
+
+
+def test_what_is_there_at_the_start_is_not_looked_at_again(thawed: None) -> None:
+    """What comes later is."""
+    old: list[object] = []
+    collect_little()
+    new: list[object] = []
+    left = gc.get_objects()
+    assert not any(one is old for one in left)
+    assert any(one is new for one in left)
