@@ -79,6 +79,34 @@ def acceptance(lines: Sequence[Line]) -> str:
     )
 
 
+def compared_section(found: dict[str, Any]) -> str:
+    """The path with the code of several commits."""
+    return f"""
+## Speculation before and after prompts were computed in graphs, by turns in one call
+
+{path_table(found["lines"])}
+
+Before: commit 0e5e7d1, at the call's beginning and at its end. After: commit 0c426c2 (prompts in
+graphs, block copies and guesses within a drafter's graph, the engine asks whether a round is over).
+Not polling: without the last of these. Forty rows: `step_cost` 40 instead of 100. GPUs:
+{"; ".join(found["gpus"])}; a machine on which everything with a host
+is slower than on that of the table above.
+"""
+
+
+def one_card_section(found: dict[str, Any]) -> str:
+    """Both workers on one GPU."""
+    return f"""
+## Target and draft on one card
+
+{path_table(found["lines"])}
+
+Time-sliced by the driver. Speculation is what `auto` makes of it: plain decoding. Always: with
+`TARGET_WORKER_SPECULATION=on`, in another call. Texts of the first two are equal in
+{found["same_texts"]} cases. Command: as above with one GPU, `--turns 1`.
+"""
+
+
 def peers_section(found: dict[str, Any]) -> str:
     """The path beside a peer."""
     return f"""
@@ -222,6 +250,8 @@ answer. GPUs: {"; ".join(path["gpus"])}. Command:
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
     for name, section in (
+        ("gpu_path_compared", compared_section),
+        ("gpu_path_one_card", one_card_section),
         ("gpu_path_peers", peers_section),
         ("gpu_step_invariant", partial(invariance_section, steps=before)),
         ("gpu_cache", cache_section),

@@ -31,6 +31,10 @@ OFF_S = 2.0  # for so long, doubled each time
 MAX_OFF_S = 60.0
 LISTEN_SHARE = 0.9  # of a round's least time: guesses are awaited so long,
 LISTEN_MARGIN_S = 0.0004  # less this much: who waits is not woken on the dot
+# A round that the system held up (a collection of garbage, a busy machine) says little of a mode,
+# but an unlucky one could decide a short trial. So it counts at most so many times what plain
+# decoding takes: more than a round can have tokens, so that no mode looks better than plain by it.
+STALL = MAX_SPECULATIVE_TOKENS + 2.0
 GRACE_CHANCE = 0.05  # the least chance of a right guess that the grace reckons with
 
 Offers = list[list[int]]  # guesses that might be verified, one list a row of the round
@@ -147,7 +151,7 @@ class Speculation:
         if mode is not None:
             plain_s = self._plain.predict(num_streams, num_streams)
             worth_s = num_tokens / num_streams * plain_s
-            self.goodput.observe(mode, worth_s=worth_s, seconds=period_s)
+            self.goodput.observe(mode, worth_s=worth_s, seconds=min(period_s, STALL * plain_s))
 
     def receive(self, session: Session, message: DraftPath, received_s: float) -> None:
         """Take in a guess."""

@@ -1,6 +1,6 @@
 """The policy inside the engine, on a model whose passes take the time they are told to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from torch import Tensor
@@ -33,18 +33,24 @@ class Timed:
         self._runner = runner
         self._base_s = base_s
         self._per_row_s = per_row_s
+        self.stalls: dict[int, float] = {}  # seconds that some runs take longer, by number
+        self._num_runs = 0
 
     def run(self, spans: Sequence[Span]) -> Tensor:
         assert self.clock is not None
         num_rows = sum(len(span.token_ids) for span in spans)
-        self.clock.advance(self._base_s + self._per_row_s * num_rows)
+        self._num_runs += 1
+        stall_s = self.stalls.get(self._num_runs, 0.0)
+        self.clock.advance(self._base_s + self._per_row_s * num_rows + stall_s)
         return self._runner.run(spans)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         self._runner.copy_blocks(copies)
 
 
-def timed_rig(*, base_s: float = 0.004, per_row_s: float = 0.00005) -> Rig:
+def timed_rig(
+    *, base_s: float = 0.004, per_row_s: float = 0.00005, stalls: Mapping[int, float] | None = None
+) -> Rig:
     made: list[Timed] = []
 
     def wrap(runner: FakeRunner) -> Timed:
@@ -57,6 +63,7 @@ def timed_rig(*, base_s: float = 0.004, per_row_s: float = 0.00005) -> Rig:
     ]
     rig = make_rig(num_blocks=600, policy=Policy.AUTO, profile=profile, wrap=wrap)
     made[0].clock = rig.clock
+    made[0].stalls.update(stalls or {})
     return rig
 
 
@@ -77,6 +84,24 @@ def serve(rig: Rig, *, is_right: bool, max_tokens: int) -> Drafter:
     rig.run(drafter=drafter)
     assert rig.tokens() == truth["job/0"][5:]
     return drafter
+
+
+def num_rounds_with(stalls: Mapping[int, float]) -> int:
+    """Rounds that 600 tokens take with one guess a round, always right, and such stalls."""
+    rig = timed_rig(stalls=stalls)
+    job = make_job(max_tokens=600)
+    truth = {"job/0": [*job.prompt_ids, *reference(rig, job)]}
+    rig.engine.submit(job)
+    rig.run(drafter=Drafter(right_guess(truth, 1)))
+    assert rig.tokens() == truth["job/0"][5:]
+    return rig.runner.num_runs
+
+
+def test_a_stall_does_not_decide_the_mode() -> None:
+    """Of a second, while speculation is first measured: it goes on, and halves the rounds."""
+    undisturbed = num_rounds_with({})
+    assert undisturbed < 400
+    assert num_rounds_with({60: 1.0}) <= undisturbed + 30
 
 
 def test_right_guesses_on_cheap_rows_are_all_used() -> None:
