@@ -10,6 +10,7 @@ import torch
 from kernels.gpu.attention_work import max_items
 from kernels.gpu.invariant_linear import invariant_linear
 from shared.engine.gpu import decoder
+from shared.engine.gpu import runner as runner_module
 from shared.engine.gpu.limits import GpuLimits
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
@@ -51,6 +52,39 @@ def test_a_copied_block_goes_its_own_way(tmp_path: Path, device: str) -> None:
     """A fork: the same beginning in another block, then other tokens."""
     model = save_checkpoint(tmp_path, on_gpus("llama"))
     check_fork((load(tmp_path, device), model, ATOL))
+
+
+@pytest.mark.parametrize("most", [0, 128])
+def test_copies_are_made_in_their_order_before_the_next_pass(
+    most: int, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a copy; by the pass itself, or in a launch of their own where they are too many."""
+    monkeypatch.setattr(runner_module, "MAX_COPIES", most)
+    model = save_checkpoint(tmp_path, on_gpus("llama"))
+    runner, tokens = load(tmp_path, device), random_tokens(20)
+    runner.run([Span(tokens[:12], 0, [3], 0)])
+    runner.copy_blocks([(3, 5)])
+    runner.copy_blocks([(5, 1), (5, 7)])
+    runner.run([Span(tokens[:3], 0, [3], 0)])  # copied before anything is written
+    logits = [runner.run([Span(tokens[12:], 12, [block, 8], 1)]).clone() for block in (1, 7)]
+    expected = expected_logits(model, tokens)[-1:]
+    for own in logits:
+        close(own, expected)
+
+
+def test_a_pass_that_fails_leaves_its_copies_to_the_next(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is run again finds them made."""
+    model = save_checkpoint(tmp_path, on_gpus("llama"))
+    runner, tokens = load(tmp_path, device), random_tokens(20)
+    runner.run([Span(tokens[:12], 0, [3], 0)])
+    runner.copy_blocks([(3, 5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._buffers, "stage", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            runner.run([Span(tokens[12:], 12, [5, 8], 1)])
+    close(runner.run([Span(tokens[12:], 12, [5, 8], 1)]), expected_logits(model, tokens)[-1:])
 
 
 def test_what_does_not_fit_the_work_at_once_is_run_in_halves(tmp_path: Path, device: str) -> None:
