@@ -182,8 +182,9 @@ class Bench:
         """The attention of all layers, in one graph, with the work already listed."""
         runner, layout = self.runner, self.config.layout
         with torch.inference_mode():
-            shape = runner._buffers.stage(spans)  # noqa: SLF001 - the bench looks inside
-            work = runner._works[runner._tiling(spans)]  # noqa: SLF001
+            shape = runner._stage(spans)  # noqa: SLF001 - the bench looks inside
+            tiling = runner._limits.tiling_of(shape, layout.group_size)  # noqa: SLF001
+            work = runner._works[tiling]  # noqa: SLF001
             self.decoder.forward(runner._buffers, work, num_rows=shape.num_rows)  # noqa: SLF001
             qkv = torch.randn(
                 shape.num_rows, layout.num_all * layout.head_dim, device="cuda"

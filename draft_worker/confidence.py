@@ -36,6 +36,7 @@ class Confidence:
         self._all_right, self._all = sum(self._right), sum(self._total)
         self._misses = _PRIOR_WEIGHT
         self._rank_hits = [_PRIOR_WEIGHT * share for share in _PRIOR_SHARES]
+        self._shares: list[float] = []  # of the last who asked, until the next miss
 
     def odds(self, margin: float) -> float:
         """Estimated probability that a guess with this margin is right."""
@@ -52,7 +53,9 @@ class Confidence:
 
         Of `num` at most; what comes later is never right.
         """
-        return [hits / self._misses for hits in self._rank_hits[:num]]
+        if len(self._shares) != num:
+            self._shares = [hits / self._misses for hits in self._rank_hits[:num]]
+        return self._shares
 
     def observe(self, guess: Guess, token_id: int) -> None:
         """Learn what a position that was guessed turned out to be."""
@@ -71,6 +74,7 @@ class Confidence:
         if is_right:
             return
         self._misses += 1.0
+        self._shares = []
         for rank, other in enumerate(guess.token_ids[1:]):
             if other == token_id and rank < len(self._rank_hits):
                 self._rank_hits[rank] += 1.0

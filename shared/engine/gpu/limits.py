@@ -5,6 +5,34 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kernels.gpu.attention_work import CHUNK_LEN, max_items
+from shared.engine.spans import Span
+
+
+class RoundShape(NamedTuple):
+    """What a round's spans come to, as far as it decides how they are run."""
+
+    num_sequences: int
+    num_rows: int
+    num_logits: int  # rows whose logits are asked for
+    longest: int  # rows of one sequence
+    context: int  # tokens of the longest one, its rows included
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> "RoundShape":
+        """Of these."""
+        num_rows = num_logits = longest = context = 0
+        for span in spans:
+            num_own = len(span.token_ids)
+            num_rows += num_own
+            num_logits += span.num_logits
+            longest = max(longest, num_own)
+            context = max(context, span.start + num_own)
+        return cls(len(spans), num_rows, num_logits, longest, context)
+
+    @property
+    def picks(self) -> bool:
+        """Whether logits of some rows alone are asked for: there are prompts, or chunks of them."""
+        return self.num_logits < self.num_rows
 
 
 class Tiling(NamedTuple):
@@ -19,7 +47,7 @@ class GraphKind(NamedTuple):
     """What rounds of one set of graphs have in common."""
 
     tiling: Tiling
-    picks: bool = False  # not all rows' logits are asked for: there are prompts, or chunks of them
+    picks: bool = False  # see RoundShape
 
 
 DECODE, VERIFY, PREFILL = Tiling(16), Tiling(32), Tiling(128)
@@ -81,26 +109,24 @@ class GpuLimits:
         }
         return whole | picking
 
-    def tiling_of(
-        self, lens: Sequence[tuple[int, int]], group_size: int, *, picks: bool = False
-    ) -> Tiling:
-        """The tiling for a round of (rows, context) each: for decoding, drafts, prefill.
+    def tiling_of(self, shape: RoundShape, group_size: int) -> Tiling:
+        """The tiling for a round: for decoding, drafts, prefill.
 
         Four tiles of a verify round read a context as often as one for prefill computes it. Of
         rounds that pick their logits, which are few, there are only these two.
         """
         if self.is_batch_invariant:
             return VERIFY
-        longest = max(num_rows for num_rows, _ in lens) * group_size
+        longest = shape.longest * group_size
         if longest > 4 * VERIFY.block_m:
             return PREFILL
-        if picks:
+        if shape.picks:
             return VERIFY
         is_decode = longest <= DECODE.block_m
         if (
-            len(lens) <= FEW_SEQUENCES
-            and sum(num_rows for num_rows, _ in lens) <= FEW_ROWS
-            and max(context for _, context in lens) <= FEW_CONTEXT
+            shape.num_sequences <= FEW_SEQUENCES
+            and shape.num_rows <= FEW_ROWS
+            and shape.context <= FEW_CONTEXT
         ):
             return FEW_DECODE if is_decode else FEW_VERIFY
         return DECODE if is_decode else VERIFY

@@ -36,10 +36,10 @@ class GpuRanker(Ranker):
         """See Ranker."""
         if not follows:
             return self._sampler.begin_rank(self._runner.run(spans), rows, num)
-        if not self._runner.has_room(spans):  # in one pass; what it goes on from is waited for
+        logits = self._runner.run_guessed(spans, follows)
+        if logits is None:  # not in one pass; what it goes on from is waited for
             known, all_rows = completed(spans, rows, follows, self._sampler.read_best())
             return self._sampler.begin_rank(self._runner.run(known), all_rows, num)
-        logits = self._runner.run_guessed(spans, follows)
         pairs = zip(spans, follows, strict=True)
         unread = [int(follow != KNOWN) for span, follow in pairs if span.num_logits]
         return self._sampler.begin_rank(logits, rows, num, unread)

@@ -17,24 +17,12 @@ from kernels.gpu.attention_work import AttentionBatch
 from kernels.gpu.copy_blocks import copy_words
 from kernels.gpu.follow_rows import NUM_COLUMNS
 from kernels.gpu.take_guesses import KNOWN
-from shared.engine.following import Follow
+from shared.engine.gpu.limits import RoundShape
 from shared.engine.gpu.upload import is_over, upload
 from shared.engine.spans import Span
 
 Words = NDArray[np.int32]
 MAX_COPIES = 128  # a step of a drafter forks some tens of branches at most
-
-
-class RoundShape(NamedTuple):
-    """What decides how a round is launched."""
-
-    num_rows: int
-    num_logits: int  # rows whose logits are asked for
-
-    @property
-    def picks(self) -> bool:
-        """Whether these are not all."""
-        return self.num_logits < self.num_rows
 
 
 class _Fields(NamedTuple):
@@ -107,16 +95,19 @@ class RoundBuffers:
     def stage(
         self,
         spans: Sequence[Span],
-        follows: Sequence[Follow] = (),
+        shape: RoundShape,
+        follows: Sequence[tuple[int, int]] = (),
         copies: Sequence[tuple[int, int]] = (),
-    ) -> RoundShape:
+    ) -> None:
         """Write a round's rows and send them to the device, in the order of the current stream.
 
         Waits until the round before has been sent: its copy reads what is written here.
 
         Args:
             spans: at least one.
-            follows: where each of them goes on, if the device has yet to complete them.
+            shape: of them.
+            follows: where each of them goes on (a `Follow`, or a row of guesses and 0), if the
+                device has yet to complete them.
             copies: at most MAX_COPIES blocks to copy before anything is computed.
         """
         if self._sent is not None and not is_over(self._sent):
@@ -127,10 +118,9 @@ class RoundBuffers:
                 self._tables[index, : len(span.block_ids)] = span.block_ids
                 self._staged_tables[index] = list(span.block_ids)
         counts = np.array([len(span.token_ids) for span in spans])
-        num_logits = np.array([span.num_logits for span in spans])
         starts = np.array([span.start for span in spans])
         ends = counts.cumsum()
-        num_rows = int(ends[-1])
+        num_rows = shape.num_rows
         sequences = np.arange(num_sequences).repeat(counts)
         positions = np.arange(num_rows) + (starts - ends + counts)[sequences]
         blocks, offsets = np.divmod(positions, self._block_size)
@@ -139,8 +129,8 @@ class RoundBuffers:
         words[fields.positions : fields.positions + num_rows] = positions
         slots = self._tables[sequences, blocks] * self._block_size + offsets
         words[fields.slots : fields.slots + num_rows] = slots
-        shape = RoundShape(num_rows, int(num_logits.sum()))
         if shape.picks:
+            num_logits = np.array([span.num_logits for span in spans])
             is_picked = np.arange(num_rows) >= (ends - num_logits)[sequences]
             self._pick(is_picked.nonzero()[0])
         words[fields.query_starts : fields.query_starts + num_sequences] = ends - counts
@@ -157,7 +147,6 @@ class RoundBuffers:
         upload(self._device[:used], self._staged[:used])
         if self._sent is not None:
             self._sent.record()
-        return shape
 
     def _pick(self, rows: NDArray[np.int64]) -> None:
         """Rows whose logits are asked for; a larger graph takes row 0 for the others."""

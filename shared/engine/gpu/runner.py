@@ -4,6 +4,7 @@ Rounds are graphs, but for the largest, of long prompts, which are launched op b
 hides the launches.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from shared.engine.following import Follow
 from shared.engine.gpu.cache import GpuCache
 from shared.engine.gpu.decoder import GpuDecoder, GpuLayers
 from shared.engine.gpu.graphs import RoundGraphs
-from shared.engine.gpu.limits import GpuLimits, GraphKind, Tiling
+from shared.engine.gpu.limits import GpuLimits, GraphKind, RoundShape, Tiling
 from shared.engine.gpu.passes import passes
 from shared.engine.gpu.round_buffers import MAX_COPIES, RoundBuffers
 from shared.engine.gpu.sampler_buffers import SamplerResults
@@ -108,7 +109,7 @@ class GpuRunner(Runner):
             return
         vocab_size, dtype = self.config.vocab_size, self._decoder.dtype
         logits = torch.empty(rows[-1], vocab_size, dtype=dtype, device=self.device)
-        self._buffers.stage([Span([0], 0, [0], 1)])
+        self._stage([Span([0], 0, [0], 1)])
         graphs = RoundGraphs(self._launch, logits, self._limits.graphs)
         graphs.capture(lambda done, total: progress("graphs_captured", done, total))
         self._graphs = graphs
@@ -130,7 +131,8 @@ class GpuRunner(Runner):
         """
         limits = self._limits
         longest = min(limits.max_rows, limits.max_model_len)
-        num_rows = self._buffers.stage([Span([0] * min(2, longest), 0, [0], 1)]).num_rows
+        num_rows = min(2, longest)
+        self._stage([Span([0] * num_rows, 0, [0], 1)])
         rows = torch.arange(num_rows, dtype=torch.int32, device=self.device)
         # A matrix product of no row, or of one, can be another kernel than of two.
         kinds = [(work, 1) for work in self._works.values()]
@@ -139,7 +141,7 @@ class GpuRunner(Runner):
             self._decoder.forward(self._buffers, work, num_rows=num_rows, logit_rows=logit_rows)
         for size in (*(1 << power for power in range(2, longest.bit_length())), longest):
             table = [0] * -(-size // limits.block_size)
-            logits = self._run_pass([Span([0] * size, 0, table, 1)])
+            logits = self.run([Span([0] * size, 0, table, 1)])
         self._cache.copy_blocks([(0, 0)])
         self._cache.clear_block(0)
         return logits
@@ -150,14 +152,17 @@ class GpuRunner(Runner):
 
         A round of more rows, sequences or attention than was set aside is run in several passes.
         """
-        fitting = self._fitting(spans)
-        if len(fitting) == 1:
-            return self._run_pass(fitting[0])
-        return torch.cat([self._run_pass(part).clone() for part in fitting])
+        shape = RoundShape.of(spans)
+        if self._fits(spans, shape):
+            return self._run_pass(spans, shape)
+        fitting = [
+            part for piece in passes(spans, self._limits.max_rows) for part in self._halves(piece)
+        ]
+        return torch.cat([self._run_pass(part, RoundShape.of(part)).clone() for part in fitting])
 
     def has_room(self, spans: Sequence[Span]) -> bool:
         """Whether one pass can compute all of it."""
-        return len(self._fitting(spans)) == 1
+        return self._fits(spans, RoundShape.of(spans))
 
     @torch.inference_mode()
     def run_following(
@@ -174,7 +179,8 @@ class GpuRunner(Runner):
             Logits as those of `run`, and the rows' positions, [rows] int32 until the next round.
         """
         buffers = self._buffers
-        num_rows = buffers.stage(spans, follows, self._copies).num_rows
+        shape = self._stage(spans, follows)
+        num_rows = shape.num_rows
         follow_rows(
             before.choice.token_ids.view(-1),
             before.num_confirmed,
@@ -184,22 +190,24 @@ class GpuRunner(Runner):
             slots=buffers.slots,
             block_size=self._limits.block_size,
         )
-        kind = GraphKind(self._tiling(spans))
-        return self._run_rows(num_rows, kind, num_rows), buffers.positions[:num_rows]
+        return self._run_staged(shape), buffers.positions[:num_rows]
 
     @torch.inference_mode()
-    def run_guessed(self, spans: Sequence[Span], follows: Sequence[int]) -> Tensor:
+    def run_guessed(self, spans: Sequence[Span], follows: Sequence[int]) -> Tensor | None:
         """One pass of a drafter of which some spans are one guess, which is among `guesses`.
 
         Args:
-            spans: there is room for them.
+            spans: at least one.
             follows: one a span: see `shared.engine.ranking.Ranker.begin`.
 
         Returns:
-            Logits as those of `run`.
+            Logits as those of `run`; None if one pass has no room, and nothing is done.
         """
         assert self._limits.is_drafter
-        return self._run_pass(spans, [Follow(follow, 0) for follow in follows])
+        shape = RoundShape.of(spans)
+        if not self._fits(spans, shape):
+            return None
+        return self._run_pass(spans, shape, list(zip(follows, itertools.repeat(0), strict=False)))
 
     @torch.inference_mode()
     def clear_block(self, block_id: int) -> None:
@@ -216,35 +224,44 @@ class GpuRunner(Runner):
             self._cache.copy_blocks(copies)
             self._copies = ()
 
-    def _fitting(self, spans: Sequence[Span]) -> list[Sequence[Span]]:
-        """A round as the passes that have room for it."""
-        return [part for piece in self._pieces(spans) for part in self._halves(piece)]
-
-    def _pieces(self, spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
-        """A round cut where it has more rows than a pass."""
-        most = self._limits.max_rows
-        if sum(len(span.token_ids) for span in spans) <= most:
-            yield spans
-        else:
-            yield from passes(spans, most)
+    def _fits(self, spans: Sequence[Span], shape: RoundShape) -> bool:
+        """Whether a pass has room for its rows, its sequences and its attention."""
+        limits, group_size = self._limits, self.config.layout.group_size
+        if shape.num_rows > limits.max_rows or shape.num_sequences > limits.max_sequences:
+            return False
+        tiling = limits.tiling_of(shape, group_size)
+        room, block_m, chunk_len = len(self._works[tiling].items), tiling.block_m, tiling.chunk_len
+        longest = [(shape.longest, shape.context)]
+        most = max_items(longest, group_size=group_size, block_m=block_m, chunk_len=chunk_len)
+        if most * shape.num_sequences <= room:  # nearly always: no need to count
+            return True
+        lens = [(len(span.token_ids), span.start + len(span.token_ids)) for span in spans]
+        num_items = max_items(lens, group_size=group_size, block_m=block_m, chunk_len=chunk_len)
+        return num_items <= room
 
     def _halves(self, spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
-        """A pass, halved until its sequences and its attention have room. One span always has."""
-        tiling = self._tiling(spans)
-        is_fitting = len(spans) <= self._limits.max_sequences and (
-            self._num_items(spans, tiling) <= len(self._works[tiling].items)
-        )
-        if is_fitting or len(spans) == 1:
+        """Rows of a pass, halved until they fit one. One span always does."""
+        if len(spans) == 1 or self._fits(spans, RoundShape.of(spans)):
             yield spans
         else:
             half = len(spans) // 2
             yield from self._halves(spans[:half])
             yield from self._halves(spans[half:])
 
-    def _run_pass(self, spans: Sequence[Span], follows: Sequence[Follow] = ()) -> Tensor:
-        shape = self._buffers.stage(spans, follows, self._copies)
-        kind = GraphKind(self._tiling(spans), shape.picks)
-        return self._run_rows(shape.num_rows, kind, shape.num_logits)
+    def _stage(self, spans: Sequence[Span], follows: Sequence[tuple[int, int]] = ()) -> RoundShape:
+        shape = RoundShape.of(spans)
+        self._buffers.stage(spans, shape, follows, self._copies)
+        return shape
+
+    def _run_pass(
+        self, spans: Sequence[Span], shape: RoundShape, follows: Sequence[tuple[int, int]] = ()
+    ) -> Tensor:
+        self._buffers.stage(spans, shape, follows, self._copies)
+        return self._run_staged(shape)
+
+    def _run_staged(self, shape: RoundShape) -> Tensor:
+        tiling = self._limits.tiling_of(shape, self.config.layout.group_size)
+        return self._run_rows(shape.num_rows, GraphKind(tiling, shape.picks), shape.num_logits)
 
     def _run_rows(self, num_rows: int, kind: GraphKind, num_logits: int) -> Tensor:
         """The staged round; logits of every row, or of as many as are picked."""
@@ -278,18 +295,6 @@ class GpuRunner(Runner):
             out=out,
         )
 
-    def _tiling(self, spans: Sequence[Span]) -> Tiling:
-        picks = any(span.num_logits < len(span.token_ids) for span in spans)
-        return self._limits.tiling_of(_lens(spans), self.config.layout.group_size, picks=picks)
-
-    def _num_items(self, spans: Sequence[Span], tiling: Tiling) -> int:
-        return max_items(
-            _lens(spans),
-            group_size=self.config.layout.group_size,
-            block_m=tiling.block_m,
-            chunk_len=tiling.chunk_len,
-        )
-
     def _work(self, tiling: Tiling) -> AttentionWork:
         layout = self.config.layout
         return AttentionWork.allocate(
@@ -301,8 +306,3 @@ class GpuRunner(Runner):
             chunk_len=tiling.chunk_len,
             merges_apart=tiling.merges_apart,
         )
-
-
-def _lens(spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Rows and context of each."""
-    return [(len(span.token_ids), span.start + len(span.token_ids)) for span in spans]

@@ -167,7 +167,7 @@ def test_what_does_not_fit_one_pass_waits_for_the_one_before(
 ) -> None:
     """Then it is known what it goes on from, and it is cut as any other."""
     sequences = Sequences(checkpoint, device)
-    monkeypatch.setattr(sequences.runner, "has_room", lambda _: False)
+    monkeypatch.setattr(sequences.runner, "run_guessed", lambda *_: None)
     before = sequences.begin([0, 1, 2])
     behind = sequences.begin([2, 0], [2, 0])
     sequences.take([0, 1, 2], before())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kernels.gpu.copy_blocks import copy_words
 from kernels.gpu.take_guesses import KNOWN
 from shared.engine.following import Follow
+from shared.engine.gpu.limits import RoundShape
 from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.spans import Span
 
@@ -51,11 +52,11 @@ def test_a_round_is_what_its_spans_say(rounds: list[list[Span]], num_follows: in
     for own in rounds:
         follows = [Follow(place % 3 - 1, place) for place in range(num_follows)][: len(own)]
         copies = [(3 * place, 3 * place + 1) for place in range(num_follows)]
-        shape = buffers.stage(own, follows, copies)
+        shape = RoundShape.of(own)
+        buffers.stage(own, shape, follows, copies)
         positions = [span.start + row for span in own for row in range(len(span.token_ids))]
         tables = [span.block_ids for span in own for _ in span.token_ids]
         num_rows = len(positions)
-        assert shape == (num_rows, sum(span.num_logits for span in own))
         tokens = [token for span in own for token in span.token_ids]
         assert buffers.token_ids[:num_rows].tolist() == tokens
         assert buffers.positions[:num_rows].tolist() == positions
@@ -93,9 +94,11 @@ def test_a_table_that_grows_in_place_is_staged_again() -> None:
         max_rows=4, max_sequences=1, max_blocks=2, block_size=16, device=torch.device("cpu")
     )
     table = [3]
-    buffers.stage([Span([1], 15, table, 1)])
+    spans = [Span([1], 15, table, 1)]
+    buffers.stage(spans, RoundShape.of(spans))
     table[:] = [4, 5]
-    buffers.stage([Span([1], 16, table, 1)])
+    spans = [Span([1], 16, table, 1)]
+    buffers.stage(spans, RoundShape.of(spans))
     assert buffers.attention.block_tables.tolist() == [[4, 5]]
 
 
@@ -105,5 +108,5 @@ def test_where_sequences_go_on_is_staged_beside_them() -> None:
         max_rows=4, max_sequences=3, max_blocks=2, block_size=16, device=torch.device("cpu")
     )
     own = [Span([0], 5, [1], 1), Span([0], 9, [0], 1)]
-    buffers.stage(own, [Follow(7, 3), Follow(2, 0)])
+    buffers.stage(own, RoundShape.of(own), [Follow(7, 3), Follow(2, 0)])
     assert buffers.follows.tolist() == [[7, 3], [2, 0], [KNOWN, KNOWN]]

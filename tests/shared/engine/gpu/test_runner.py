@@ -11,7 +11,7 @@ from kernels.gpu.attention_work import max_items
 from kernels.gpu.invariant_linear import invariant_linear
 from shared.engine.gpu import decoder
 from shared.engine.gpu import runner as runner_module
-from shared.engine.gpu.limits import GpuLimits
+from shared.engine.gpu.limits import GpuLimits, RoundShape
 from shared.engine.spans import Span
 from tests.checkpoints import MAX_LEN, expected_logits, random_tokens, save_checkpoint
 from tests.shared.engine.gpu.runners import LIMITS, ROWS_OF_NOBODY, load, on_gpus
@@ -144,7 +144,7 @@ def test_a_round_too_large_for_a_pass_is_run_in_several(
     logits = runner.run(spans)
     assert sum(len(span.token_ids) for span in spans) > limits.max_rows
     lens = [(len(span.token_ids), num_shared + len(span.token_ids)) for span in spans]
-    tiling = limits.tiling_of(lens, group_size)
+    tiling = limits.tiling_of(RoundShape.of(spans), group_size)
     num_items = max_items(lens, group_size=group_size, block_m=tiling.block_m)
     assert num_items > limits.room_for_items(tiling, group_size)
     expected = expected_logits(model, tokens)[num_shared:]
