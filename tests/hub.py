@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -193,9 +194,11 @@ def _etag(data: bytes) -> str:
 
 
 def piece_sizes(cache: Path) -> list[int]:
-    """Of files in a cache that are not whole; a piece may be gone before its size is asked."""
+    """Of files in a cache that are not whole; pieces and folders may go while one looks."""
     sizes = []
-    for path in cache.rglob("*.incomplete"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
+    for folder, _, names in os.walk(cache):  # unlike rglob it passes over folders that have gone
+        for name in names:
+            if name.endswith(".incomplete"):
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append((Path(folder) / name).stat().st_size)
     return sizes
