@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention_work import ROW_WORDS, AttentionBatch, AttentionWork
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
 
 PARTS_AT_ONCE = 32  # 4,096 numbers of a head of 128: 32 registers of a thread
 
@@ -134,8 +135,10 @@ def _merge_rows_kernel(  # noqa: PLR0917  # Triton passes arguments by position
     maxima_ptr: tl.tensor, sums_ptr: tl.tensor,  # [max_items, num_kv_heads, block_m] float32
     out_ptr: tl.tensor,  # [T, num_heads x D]
     num_kv_heads: tl.constexpr, head_dim: tl.constexpr, block_m: tl.constexpr,
-    block_parts: tl.constexpr,
+    block_parts: tl.constexpr, is_dependent: tl.constexpr,
 ) -> None:  # fmt: skip
+    let_next_start(is_dependent)
+    wait_for_launched(is_dependent)
     row, head = tl.program_id(0), tl.program_id(1)
     num_rows = tl.load(query_starts_ptr + num_sequences)
     place = tl.load(rows_ptr + row * ROW_WORDS).to(tl.int64)
@@ -194,4 +197,5 @@ def merge_rows(batch: AttentionBatch, work: AttentionWork, out: Tensor) -> None:
         block_parts=PARTS_AT_ONCE,
         num_warps=4,
         enable_fp_fusion=False,
+        **dependent_launch(out),
     )

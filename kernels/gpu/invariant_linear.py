@@ -33,6 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
+
 ROW_ALIGNMENT = 8  # numbers of 16 bits: rows of 16 bytes are what tiles are copied from
 
 
@@ -165,7 +167,9 @@ def _invariant_linear_kernel(  # noqa: PLR0917
     more_t: tl.constexpr,
     block_k: tl.constexpr,
     is_interpreted: tl.constexpr,
+    is_dependent: tl.constexpr,
 ) -> None:
+    wait_for_launched(is_dependent)
     num_row_tiles = tl.cdiv(num_rows, block_t + more_t)
     # Tiles of the same outputs run side by side, and find their rows of W in the cache.
     first_row = tl.program_id(0) % num_row_tiles * (block_t + more_t)
@@ -179,6 +183,7 @@ def _invariant_linear_kernel(  # noqa: PLR0917
         if more_t:
             x = more_tiles.load([first_row + block_t, first])
             more_sums = _add_product(weight, x, more_sums, is_interpreted)
+    let_next_start(is_dependent)
     outputs = first_output + tl.arange(0, block_n)
     rows = first_row + tl.arange(0, block_t)
     _store(sums, bias_ptr, out_ptr, outputs, rows, num_rows, num_out)
@@ -235,5 +240,6 @@ def invariant_linear(
         is_interpreted=not x.is_cuda,
         num_warps=tiles.num_warps,
         num_stages=min(tiles.num_stages, _shared_bytes(x.device) // (tiles.stage_bytes + 64)),
+        **dependent_launch(x),
     )
     return out

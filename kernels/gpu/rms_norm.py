@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
+
 MAX_DIM = 16_384  # A row lives in the registers of one program.
 # Two 16-byte loads of bf16 a thread: fewer leave lanes idle, more make one row wait for itself.
 ELEMENTS_PER_WARP = 512
@@ -42,7 +44,10 @@ def _rms_norm_kernel(  # noqa: PLR0917  # kernels take theirs by position
     out_ptr: tl.tensor,  # [T, H], of the weight's dtype
     eps: float,
     dim: tl.constexpr,
+    is_dependent: tl.constexpr,
 ) -> None:
+    let_next_start(is_dependent)
+    wait_for_launched(is_dependent)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, triton.next_power_of_2(dim))
     is_inside = columns < dim
@@ -117,8 +122,9 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out:
         # Triton compiles another program, which sums in another order, for what is not aligned.
         assert rows.data_ptr() % ALIGNMENT_BYTES == 0
     _rms_norm_kernel[(num_rows,)](
-        x, residual, weight, out, eps, dim=dim, num_warps=num_warps_of(dim), num_stages=1
-    )
+        x, residual, weight, out, eps, dim=dim, num_warps=num_warps_of(dim), num_stages=1,
+        **dependent_launch(x),
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
 from kernels.gpu.rms_norm import rms_norm_reference
 from kernels.head_layout import HeadLayout
 
@@ -112,7 +113,10 @@ def _rotary_kv_write_kernel(  # noqa: PLR0917  # kernels take theirs by position
     head_dim: tl.constexpr,
     block_size: tl.constexpr,
     tile_heads: tl.constexpr,
+    is_dependent: tl.constexpr,
 ) -> None:
+    let_next_start(is_dependent)
+    wait_for_launched(is_dependent)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     # The position of a padding row may be anything: it must not be followed.
@@ -216,4 +220,5 @@ def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the 
         tile_heads=tile_heads,
         num_warps=NUM_WARPS,
         num_stages=1,
+        **dependent_launch(qkv),
     )

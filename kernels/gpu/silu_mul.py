@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
+
 # One 16-byte load of bf16 a thread and operand: one row of 14,336 still fills 14 programs.
 BLOCK_SIZE = 1024
 NUM_WARPS = 4
@@ -28,7 +30,10 @@ def _silu_mul_kernel(
     out_ptr: tl.tensor,  # [T, I], of the same dtype
     dim: tl.constexpr,  # I
     block_size: tl.constexpr,
+    is_dependent: tl.constexpr,
 ) -> None:
+    let_next_start(is_dependent)
+    wait_for_launched(is_dependent)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block_size + tl.arange(0, block_size)
     is_inside = columns < dim
@@ -62,6 +67,7 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     assert out.is_contiguous()
     grid = (num_rows, triton.cdiv(dim, BLOCK_SIZE))
     _silu_mul_kernel[grid](
-        gate_up, out, dim=dim, block_size=BLOCK_SIZE, num_warps=NUM_WARPS, num_stages=1
-    )
+        gate_up, out, dim=dim, block_size=BLOCK_SIZE, num_warps=NUM_WARPS, num_stages=1,
+        **dependent_launch(gate_up),
+    )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.dependent_launch import let_next_start, wait_for_launched
 from kernels.gpu.silu_mul import silu_mul_reference
 from kernels.gpu.skinny_linear import (
     MAX_ROWS,
@@ -18,7 +19,7 @@ from kernels.gpu.skinny_linear import (
     skinny_linear_reference,
 )
 
-TILES = Tiles(64, 64, 4, 5)  # two tiles of W at a time; pinned as in `skinny_linear`
+TILES = Tiles(64, 128, 4, 3)  # two tiles of W at a time; pinned as in `skinny_linear`
 
 
 def skinny_gate_reference(
@@ -41,7 +42,7 @@ def _skinny_gate_kernel(  # noqa: PLR0917  # kernels take their arguments by pos
     eps: tl.tensor,
     num_out: tl.constexpr, num_in: tl.constexpr, num_parts: tl.constexpr,  # I, K
     block_n: tl.constexpr, block_t: tl.constexpr, block_k: tl.constexpr,
-    is_interpreted: tl.constexpr,
+    is_interpreted: tl.constexpr, is_dependent: tl.constexpr,
 ) -> None:  # fmt: skip
     rows, inner = tl.arange(0, block_t), tl.arange(0, block_k)
     outputs = tl.program_id(0) * block_n + tl.arange(0, block_n)
@@ -52,6 +53,7 @@ def _skinny_gate_kernel(  # noqa: PLR0917  # kernels take their arguments by pos
     x_row = x_ptr + rows[:, None] * num_in + inner[None, :]
     gates = tl.zeros([block_n, block_t], tl.float32)
     ups = tl.zeros([block_n, block_t], tl.float32)
+    wait_for_launched(is_dependent)
     for first in range(0, num_in, block_k):
         is_inner = (inner < num_in - first)[None, :]
         x = tl.load(x_row + first, mask=is_row[:, None] & is_inner, other=0.0)
@@ -61,6 +63,7 @@ def _skinny_gate_kernel(  # noqa: PLR0917  # kernels take their arguments by pos
             x, gate, up = x.to(tl.float32), gate.to(tl.float32), up.to(tl.float32)
         gates = tl.dot(gate, tl.trans(x), gates, input_precision="ieee")
         ups = tl.dot(up, tl.trans(x), ups, input_precision="ieee")
+    let_next_start(is_dependent)
     scales = row_scales(squares_ptr, num_rows, eps, num_parts, num_in, block_t)[None, :]
     gates, ups = gates * scales, ups * scales
     if bias_ptr is not None:

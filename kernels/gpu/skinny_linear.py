@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
+
 MAX_ROWS = 16  # rows of the smallest matrix product; up to 64 it was no faster than cuBLAS
 
 
@@ -73,8 +75,10 @@ def products(  # noqa: PLR0917  # Triton passes arguments by position
     block_t: tl.constexpr,
     block_k: tl.constexpr,
     is_interpreted: tl.constexpr,
+    is_dependent: tl.constexpr,
 ) -> tl.tensor:
     """[block_n, block_t] float32: W x^T for some rows of W, from the first column to the last."""
+    wait_for_launched(is_dependent)
     rows, inner = tl.arange(0, block_t), tl.arange(0, block_k)
     is_row = (rows < num_rows)[:, None]
     # Outputs that are none repeat the last one.
@@ -93,6 +97,7 @@ def products(  # noqa: PLR0917  # Triton passes arguments by position
         if is_interpreted:  # the interpreter multiplies bfloat16 wrongly
             x, weight = x.to(tl.float32), weight.to(tl.float32)
         sums = tl.dot(weight, tl.trans(x), sums, input_precision="ieee")
+    let_next_start(is_dependent)
     return sums
 
 
@@ -125,13 +130,14 @@ def _skinny_linear_kernel(  # noqa: PLR0917  # kernels take their arguments by p
     eps: tl.tensor,
     num_out: tl.constexpr, num_in: tl.constexpr, num_parts: tl.constexpr,
     block_n: tl.constexpr, block_t: tl.constexpr, block_k: tl.constexpr,
-    is_interpreted: tl.constexpr,
+    is_interpreted: tl.constexpr, is_dependent: tl.constexpr,
 ) -> None:  # fmt: skip
     rows = tl.arange(0, block_t)
     outputs = tl.program_id(0) * block_n + tl.arange(0, block_n)
     sums = products(
-        x_ptr, weight_ptr, outputs, num_rows, num_out, num_in, block_t, block_k, is_interpreted
-    )
+        x_ptr, weight_ptr, outputs, num_rows, num_out, num_in, block_t, block_k, is_interpreted,
+        is_dependent,
+    )  # fmt: skip
     if squares_ptr is not None:
         sums *= row_scales(squares_ptr, num_rows, eps, num_parts, num_in, block_t)[None, :]
     if bias_ptr is not None:
@@ -158,6 +164,7 @@ def launch_options(tiles: Tiles, x: Tensor) -> dict[str, Any]:
         "is_interpreted": not x.is_cuda,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
+        **dependent_launch(x),
     }
 
 

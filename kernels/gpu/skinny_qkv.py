@@ -61,14 +61,15 @@ def _skinny_qkv_kernel(  # noqa: PLR0917  # kernels take their arguments by posi
     num_heads: tl.constexpr, num_kv_heads: tl.constexpr, head_dim: tl.constexpr,
     num_in: tl.constexpr, num_parts: tl.constexpr, block_size: tl.constexpr,
     block_n: tl.constexpr, block_t: tl.constexpr, block_k: tl.constexpr,
-    is_interpreted: tl.constexpr,
+    is_interpreted: tl.constexpr, is_dependent: tl.constexpr,
 ) -> None:  # fmt: skip
     num_out: tl.constexpr = (num_heads + 2 * num_kv_heads) * head_dim
     first = tl.program_id(0) * block_n
     outputs = first + tl.arange(0, block_n)
     sums = products(
-        x_ptr, weight_ptr, outputs, num_rows, num_out, num_in, block_t, block_k, is_interpreted
-    )
+        x_ptr, weight_ptr, outputs, num_rows, num_out, num_in, block_t, block_k, is_interpreted,
+        is_dependent,
+    )  # fmt: skip
     sums *= row_scales(squares_ptr, num_rows, eps, num_parts, num_in, block_t)[None, :]
     if bias_ptr is not None:
         sums += tl.load(bias_ptr + outputs).to(tl.float32)[:, None]

@@ -30,6 +30,7 @@ from kernels.gpu.attention_work import (
     AttentionBatch,
     AttentionWork,
 )
+from kernels.gpu.dependent_launch import dependent_launch, let_next_start, wait_for_launched
 from kernels.head_layout import HeadLayout
 
 INTERPRETED_PROGRAMS = 8
@@ -140,8 +141,9 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
     num_kv_heads: tl.constexpr, group_size: tl.constexpr, head_dim: tl.constexpr,
     block_size: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
     chunk_len: tl.constexpr, merges_apart: tl.constexpr,
-    is_interpreted: tl.constexpr,
+    is_interpreted: tl.constexpr, is_dependent: tl.constexpr,
 ) -> None:  # fmt: skip
+    wait_for_launched(is_dependent)
     packed = tl.arange(0, block_m)  # row of the tile x G + query head of the group
     dims = tl.arange(0, triton.next_power_of_2(head_dim))[None, :]
     num_work = tl.load(num_items_ptr) * num_kv_heads
@@ -176,6 +178,7 @@ def _verify_attention_kernel(  # noqa: PLR0917  # Triton passes arguments by pos
                 part[0], part[1], part[2], out_ptrs + dims, mask, num_packed,
                 num_kv_heads, head_dim, merges_apart,
             )  # fmt: skip
+    let_next_start(is_dependent)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -336,6 +339,7 @@ def verify_attention(  # noqa: PLR0917  # three tensors and what tells how to re
         score_scale=scale * (2 / soft_cap if soft_cap else 1.0) * LOG2_E,
         soft_cap=soft_cap * LOG2_E, window=window or 0,
         block_size=keys.shape[2], is_interpreted=not qkv.is_cuda, **_constants(work, config),
+        **dependent_launch(qkv),
     )  # fmt: skip
     if work.merges_apart:
         merge_rows(batch, work, out)

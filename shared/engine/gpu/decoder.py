@@ -22,6 +22,7 @@ from kernels.gpu.skinny_qkv import skinny_qkv
 from kernels.gpu.verify_attention import verify_attention
 from shared.engine.config import ModelConfig
 from shared.engine.gpu.cache import GpuCache
+from shared.engine.gpu.linear import LibraryLinear
 from shared.engine.gpu.round_buffers import RoundBuffers
 from shared.engine.gpu.weights import GpuLayerWeights, GpuWeights, folds_norms
 from shared.engine.rope import rope_table
@@ -93,6 +94,7 @@ class GpuDecoder(GpuLayers):
         self._cache = cache
         table = torch.view_as_real(rope_table(config.rope, config.head_dim, config.max_model_len))
         device = weights.embedding.device
+        self._library_linear = LibraryLinear(weights.embedding.dtype, device)
         self._cos_sin = table.transpose(1, 2).contiguous().to(device)  # [positions, 2, D / 2]
 
     @property
@@ -124,7 +126,7 @@ class GpuDecoder(GpuLayers):
     def _linear_of(self, num_rows: int) -> Linear:
         """The product of a pass of so many rows."""
         is_own = self._is_batch_invariant or num_rows <= self._max_own_rows
-        return invariant_linear if is_own else _linear
+        return invariant_linear if is_own else self._library_linear
 
     def _few_rows(self, residual: Tensor, buffers: RoundBuffers, work: AttentionWork) -> Tensor:
         """All layers, with norms and gates inside the products; rows ready for the head."""
@@ -240,13 +242,3 @@ def _is_hopper(weight: Tensor) -> bool:
     if not weight.is_cuda or weight.dtype == torch.float32:
         return False
     return torch.cuda.get_device_capability(weight.device) >= (9, 0)
-
-
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
-) -> Tensor:
-    """As fast as the library can for so many rows."""
-    if out is None:
-        return F.linear(x, weight, bias)
-    assert bias is None
-    return torch.mm(x, weight.t(), out=out)

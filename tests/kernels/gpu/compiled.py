@@ -35,7 +35,11 @@ with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
     file.flush()
     usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True).stdout
 numbers = {key: int(value) for key, value in re.findall(r"([A-Z]+)(?:\\[\\d+\\])?:(\\d+)", usage)}
-print(json.dumps([numbers["REG"], numbers["LOCAL"] + numbers["STACK"], compiled.metadata.shared]))
+ptx = compiled.asm["ptx"]
+memory = re.search(r"\\b(ld|st|atom|red|prefetch)\\.global|cp\\.async|ld\\.acquire", ptx)
+waits_first = 0 <= ptx.find("griddepcontrol.wait") < memory.start()
+local = numbers["LOCAL"] + numbers["STACK"]
+print(json.dumps([numbers["REG"], local, compiled.metadata.shared, waits_first]))
 """
 
 
@@ -45,6 +49,7 @@ class Resources(NamedTuple):
     num_regs: int
     spill_bytes: int  # local memory and stack
     shared_bytes: int
+    waits_first: bool  # for the kernel before, ahead of all that it does to the GPU's memory
 
 
 def compile_for_sm90(

@@ -7,11 +7,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention_merge import (
+    PARTS_AT_ONCE,
     is_last_part,
     merge_parts,
     merge_parts_reference,
     store_part,
 )
+from tests.kernels.gpu.compiled import compile_for_sm90
 
 BLOCK_M, HEAD_DIM = tl.constexpr(16), tl.constexpr(96)
 Part = tuple[Tensor, Tensor, Tensor]
@@ -78,3 +80,26 @@ def test_a_part_in_which_nothing_was_seen_counts_nothing(device: str) -> None:
     merged = merge((outputs, maxima, sums), BLOCK_M.value)
     for got, part in zip(merged, (outputs, maxima, sums), strict=True):
         assert torch.equal(got, part[17])
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_the_launch_that_adds_up_rows_fits_hopper(head_dim: int) -> None:
+    """Without a spill."""
+    constexprs = {
+        "num_kv_heads": 8, "head_dim": head_dim, "block_m": 32, "block_parts": PARTS_AT_ONCE,
+        "is_dependent": True,
+    }  # fmt: skip
+    resources = compile_for_sm90(
+        "kernels.gpu.attention_merge",
+        "_merge_rows_kernel",
+        dict.fromkeys(("query_starts_ptr", "rows_ptr"), "*i32")
+        | dict.fromkeys(("outputs_ptr", "maxima_ptr", "sums_ptr"), "*fp32")
+        | {"out_ptr": "*bf16", "num_sequences": "i32"}
+        | dict.fromkeys(constexprs, "constexpr"),
+        constexprs,
+        num_warps=4,
+        num_stages=3,
+        options={"enable_fp_fusion": False},
+    )
+    assert resources.spill_bytes == 0
+    assert resources.waits_first

@@ -113,6 +113,7 @@ def test_production_tiles_fit_a_hopper(tiles: Tiles) -> None:
         "more_t": tiles.more_t,
         "block_k": tiles.block_k,
         "is_interpreted": False,
+        "is_dependent": True,
     }
     dtype = "fp32" if tiles == FLOAT32_TILES else "bf16"
     sizes = {"x_tiles": tiles.block_t, "more_tiles": tiles.more_t, "weight_tiles": tiles.block_n}
@@ -131,6 +132,7 @@ def test_production_tiles_fit_a_hopper(tiles: Tiles) -> None:
         divisible=("num_out", "num_in"),
     )
     assert used.spill_bytes == 0
+    assert used.waits_first
     assert used.shared_bytes <= 227 * 1024
 
 

@@ -121,9 +121,11 @@ def test_the_production_configuration_fits_a_gpu(dim: int) -> None:
             "out_ptr": "*bf16",
             "eps": "fp32",
             "dim": "constexpr",
+            "is_dependent": "constexpr",
         },
-        {"dim": dim},
+        {"dim": dim, "is_dependent": True},
         num_warps=num_warps_of(dim),
         num_stages=1,
     )
     assert resources.spill_bytes == 0
+    assert resources.waits_first

@@ -292,6 +292,7 @@ def test_the_production_configuration_fits_a_gpu(head_dim: int, norm: str, cache
         "head_dim": head_dim,
         "block_size": 16,
         "tile_heads": TILE_SIZE // (256 if head_dim > 128 else 128),
+        "is_dependent": True,
     }
     resources = compile_for_sm90(
         "kernels.gpu.rotary_kv_write",
@@ -312,3 +313,4 @@ def test_the_production_configuration_fits_a_gpu(head_dim: int, norm: str, cache
         num_stages=1,
     )
     assert resources.spill_bytes == 0
+    assert resources.waits_first

@@ -60,9 +60,11 @@ def test_the_production_configuration_fits_a_gpu() -> None:
             "out_ptr": "*bf16",
             "dim": "constexpr",
             "block_size": "constexpr",
+            "is_dependent": "constexpr",
         },
-        {"dim": 14_336, "block_size": BLOCK_SIZE},
+        {"dim": 14_336, "block_size": BLOCK_SIZE, "is_dependent": True},
         num_warps=NUM_WARPS,
         num_stages=1,
     )
     assert resources.spill_bytes == 0
+    assert resources.waits_first

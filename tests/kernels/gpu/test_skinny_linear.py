@@ -106,6 +106,7 @@ def test_production_tiles_fit_a_hopper(num_out: int, num_in: int) -> None:
         "block_t": 16,
         "block_k": tiles.block_k,
         "is_interpreted": False,
+        "is_dependent": True,
     }
     used = compile_for_sm90(
         "kernels.gpu.skinny_linear",
@@ -119,4 +120,5 @@ def test_production_tiles_fit_a_hopper(num_out: int, num_in: int) -> None:
         num_stages=tiles.num_stages,
     )
     assert used.spill_bytes == 0
+    assert used.waits_first
     assert used.shared_bytes <= 227 * 1024 // 2  # two programs on a multiprocessor

@@ -355,7 +355,7 @@ def test_hopper_holds_it_without_spills(
         "soft_cap": 0.0, "window": 0, "num_kv_heads": 8, "group_size": 4, "head_dim": head_dim,
         "block_size": block_size, "block_m": block_m, "block_n": config.block_n,
         "chunk_len": 64 if merges_apart else CHUNK_LEN, "merges_apart": merges_apart,
-        "is_interpreted": False,
+        "is_interpreted": False, "is_dependent": True,
     }  # fmt: skip
     resources = compile_for_sm90(
         "kernels.gpu.verify_attention",
@@ -369,6 +369,7 @@ def test_hopper_holds_it_without_spills(
         options={"enable_fp_fusion": False},
     )
     assert resources.spill_bytes == 0
+    assert resources.waits_first
     assert resources.shared_bytes * config.programs_per_sm <= SM_SHARED_BYTES
     num_threads = 32 * config.num_warps * config.programs_per_sm
     assert resources.num_regs * num_threads <= SM_REGISTERS
