@@ -205,14 +205,7 @@ def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the 
     assert qkv.data_ptr() % ALIGNMENT_BYTES == 0
     tile_heads = TILE_SIZE // triton.next_power_of_2(head_dim)
     _rotary_kv_write_kernel[(num_rows, triton.cdiv(layout.num_all, tile_heads))](
-        qkv,
-        cos_sin,
-        positions,
-        slots,
-        keys,
-        values,
-        qk_norm,
-        eps,
+        qkv, cos_sin, positions, slots, keys, values, qk_norm, eps,
         num_heads=layout.num_heads,
         num_kv_heads=layout.num_kv_heads,
         head_dim=head_dim,
@@ -221,4 +214,4 @@ def rotary_kv_write(  # noqa: PLR0917  # three buffers of the round, two of the 
         num_warps=NUM_WARPS,
         num_stages=1,
         **dependent_launch(qkv),
-    )
+    )  # fmt: skip
