@@ -52,6 +52,12 @@ class Config(ModelOptions, frozen=True, kw_only=True):
     plan: Annotated[
         bool, Meta(description="print what the model needs of the GPU's memory, and end")
     ] = False
+    plan_memory_gib: Annotated[
+        float, Meta(ge=0, le=1 << 20, description="of a GPU to plan for that is not here; 0: it is")
+    ] = 0.0
+    plan_bandwidth: Annotated[
+        float, Meta(ge=0, le=1e9, description="GB/s that GPU copies, for a step's floor; 0: none")
+    ] = 0.0
     drain_s: Annotated[
         float, Meta(ge=0.0, le=86_400.0, description="after SIGTERM, to finish what is running")
     ] = 20.0
@@ -74,6 +80,14 @@ class Config(ModelOptions, frozen=True, kw_only=True):
             raise ValueError(
                 f"--kv-cache-tokens is {self.kv_cache_tokens}: "
                 f"must be 0 or at least --block-size ({self.block_size})"
+            )
+        if self.plan_memory_gib and not self.plan:
+            raise ValueError(
+                f"--plan-memory-gib is {self.plan_memory_gib:g}: must be 0 without --plan"
+            )
+        if self.plan_bandwidth and not self.plan_memory_gib:
+            raise ValueError(
+                f"--plan-bandwidth is {self.plan_bandwidth:g}: must be 0 without --plan-memory-gib"
             )
         room = self.kv_cache_tokens // self.block_size * self.block_size
         if 0 < room < self.max_model_len:

@@ -7,11 +7,10 @@ import sys
 from shared.bus.connection import Bus
 from shared.common.clock import SystemClock
 from shared.common.exits import exits_when_unavailable, leaving_on_signals, run_worker
-from shared.engine.hub import Part, model_directory
-from shared.engine.models import render_plan
 from shared.protocol.keys import Keys
 from target_worker.config import Config
-from target_worker.equipment import Equipment, build_engine, equip, model_settings
+from target_worker.equipment import Equipment, build_engine, equip
+from target_worker.planning import planned
 from target_worker.worker import EngineFailed, TargetWorker
 
 
@@ -23,8 +22,7 @@ def run(config: Config, worker_id: str) -> int:
     """
     with exits_when_unavailable(), leaving_on_signals():
         if config.plan:
-            directory = model_directory(config.model, Part.DESCRIPTION)
-            sys.stdout.write(render_plan(directory, model_settings(config)) + "\n")
+            sys.stdout.write(planned(config) + "\n")
             return 0
         equipment = equip(config)
     return run_worker(_serve(config, equipment, worker_id), engine_failed=EngineFailed)

@@ -22,7 +22,7 @@ from shared.engine.following import Follower
 from shared.engine.ranking import HostRanker, Ranker
 from shared.engine.runner import ModelRunner
 from shared.engine.samplers import HostSampler, Sampler
-from shared.engine.settings import ModelSettings
+from shared.engine.settings import AbsentGpu, ModelSettings
 from shared.engine.shape import ModelShape
 from shared.engine.spans import Runner
 
@@ -71,18 +71,24 @@ def load_model(directory: Path, settings: ModelSettings) -> Model:
     return model
 
 
-def render_plan(directory: Path, settings: ModelSettings) -> str:
-    """What a model needs of the GPU's memory and how fast a step can be, without loading it.
+def render_plan(directory: Path, settings: ModelSettings, absent: AbsentGpu | None = None) -> str:
+    """What a model needs of a GPU's memory and how fast a step can be, without loading it.
+
+    Args:
+        directory: of the model.
+        settings: on a GPU.
+        absent: the GPU, if it is not in this machine.
 
     Raises:
-        ConfigError: no GPU is asked for or there, or the model is not supported.
+        ConfigError: there is no such GPU here, or the model is not supported.
     """
-    if settings.device == CPU:
-        raise ConfigError("--plan needs --device: must be cuda, memory is planned for a GPU")
-    _find_gpu(settings.device)
-    from shared.engine.gpu.loading import measured_plan  # noqa: PLC0415 - needs Triton
+    if absent is None:
+        _find_gpu(settings.device)
+    from shared.engine.gpu.loading import absent_plan, measured_plan  # noqa: PLC0415 - needs Triton
 
-    return measured_plan(directory, settings)
+    if absent is None:
+        return measured_plan(directory, settings)
+    return absent_plan(directory, settings, absent)
 
 
 def _load_on_cpu(directory: Path, settings: ModelSettings, path: Computation) -> Model:

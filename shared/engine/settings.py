@@ -8,6 +8,14 @@ MAX_GPU_SEQUENCES = 1_024  # of a pass: one program of `kernels.gpu.attention_wo
 
 
 @dataclass(frozen=True, slots=True)
+class AbsentGpu:
+    """A card to plan for that is not in this machine."""
+
+    memory_bytes: int
+    bandwidth: float | None  # bytes a second, read and written by a copy; None: nobody knows
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """Where and how large."""
 

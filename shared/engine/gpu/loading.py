@@ -12,7 +12,7 @@ from shared.engine.gpu.memory import DecoderPlan, MemoryPlan
 from shared.engine.gpu.requirements import check_model, check_settings
 from shared.engine.gpu.runner import GpuRunner
 from shared.engine.gpu.sampling import GpuSampler
-from shared.engine.settings import ModelSettings
+from shared.engine.settings import AbsentGpu, ModelSettings
 
 DTYPES = {
     Dtype.AUTO: torch.bfloat16,
@@ -79,6 +79,16 @@ def measured_plan(directory: Path, settings: ModelSettings) -> str:
     check_capability(settings, torch.cuda.get_device_capability(device))
     plan = memory_plan(ModelConfig.from_directory(directory), settings, total_bytes)
     return plan.render(bandwidth=_copy_bandwidth(device))
+
+
+def absent_plan(directory: Path, settings: ModelSettings, gpu: AbsentGpu) -> str:
+    """The plan for another GPU as text, with the floor that its bandwidth sets, if it is known.
+
+    Raises:
+        ConfigError: as `memory_plan`, or the directory is none.
+    """
+    plan = memory_plan(ModelConfig.from_directory(directory), settings, gpu.memory_bytes)
+    return plan.render(bandwidth=gpu.bandwidth)
 
 
 def load_on_gpu(

@@ -8,7 +8,7 @@ import torch
 from shared.common.errors import ConfigError
 from shared.engine.models import load_model, render_plan
 from tests.checkpoints import CONFIGS, save_checkpoint
-from tests.settings import CPU_SETTINGS, GPU_SETTINGS
+from tests.settings import GPU_SETTINGS
 
 
 @pytest.fixture
@@ -42,9 +42,3 @@ def test_a_gpu_that_cannot_be_used_is_refused(
     for act in (load_model, render_plan):
         with pytest.raises(ConfigError, match=message):
             act(model, GPU_SETTINGS)
-
-
-def test_a_plan_is_for_gpus(model: Path) -> None:
-    """There is nothing to plan for on a CPU."""
-    with pytest.raises(ConfigError, match="--plan needs --device: must be cuda"):
-        render_plan(model, CPU_SETTINGS)
