@@ -80,10 +80,15 @@ def render_plan(directory: Path, settings: ModelSettings, absent: AbsentGpu | No
         absent: the GPU, if it is not in this machine.
 
     Raises:
-        ConfigError: there is no such GPU here, or the model is not supported.
+        ConfigError: there is no such GPU here, or the model is not one of our own decoders'.
     """
     if absent is None:
         _find_gpu(settings.device)
+    if _computation(directory) is Computation.TRANSFORMERS:
+        raise ConfigError(
+            f"--plan is set: must be off for {directory}, which transformers computes: such a "
+            f"model is measured when it is loaded; allowed: {', '.join(sorted(ARCHITECTURES))}"
+        )
     from shared.engine.gpu.loading import absent_plan, measured_plan  # noqa: PLC0415 - needs Triton
 
     if absent is None:

@@ -7,6 +7,7 @@ import torch
 
 from shared.common.errors import ConfigError
 from shared.engine.models import load_model, render_plan
+from shared.engine.settings import AbsentGpu
 from tests.checkpoints import CONFIGS, save_checkpoint
 from tests.settings import GPU_SETTINGS
 
@@ -42,3 +43,10 @@ def test_a_gpu_that_cannot_be_used_is_refused(
     for act in (load_model, render_plan):
         with pytest.raises(ConfigError, match=message):
             act(model, GPU_SETTINGS)
+
+
+def test_a_plan_is_made_for_our_own_decoders(tmp_path: Path) -> None:
+    """What transformers computes is measured when it is loaded, and told so."""
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
+    with pytest.raises(ConfigError, match=r"--plan is set: must be off .* transformers computes"):
+        render_plan(tmp_path, GPU_SETTINGS, AbsentGpu(1 << 34, None))
