@@ -243,7 +243,6 @@ The bundled pair grown to the shapes of Llama-3-8B and Llama-3.2-1B (`bench.expa
 and acceptance, the cost of the large models. Contexts of up to some 230 tokens, 160 tokens an
 answer. GPUs: {"; ".join(path["gpus"])}. Command:
 `python -m bench.gpu_path --target DIR --draft DIR --turns 3 --out gpu_path.json`.
-{path.get("note", "")}
 
 The drafter alone (`python -m bench.gpu_draft --model DIR`): {draft_text}.
 """
