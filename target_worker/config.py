@@ -8,6 +8,9 @@ from shared.config.model import CPU, CacheDtype, Dtype, ModelOptions
 from shared.protocol.limits import LEASE_S, MAX_SPECULATIVE_TOKENS
 from target_worker.goodput import Policy
 
+HERE = "here"  # of a GPU to plan for: in this machine
+_NUMBER = r"[0-9]{1,6}(\.[0-9]{1,3})?"
+
 CPU_CACHE_TOKENS = 16_384  # some hundred MB with the largest model that is bearable there
 
 ROUND_TOKENS = 256  # longer prefill chunks keep others waiting
@@ -50,14 +53,13 @@ class Config(ModelOptions, frozen=True, kw_only=True):
         bool, Meta(description="on a GPU: the same tokens in any company, at a price")
     ] = False
     plan: Annotated[
-        bool, Meta(description="print what the model needs of the GPU's memory, and end")
-    ] = False
-    plan_memory_gib: Annotated[
-        float, Meta(ge=0, le=1 << 20, description="of a GPU to plan for that is not here; 0: it is")
-    ] = 0.0
-    plan_bandwidth: Annotated[
-        float, Meta(ge=0, le=1e9, description="GB/s that GPU copies, for a step's floor; 0: none")
-    ] = 0.0
+        str,
+        Meta(
+            pattern=f"^({HERE}|{_NUMBER}(@{_NUMBER})?)?$",
+            extra={"bare": HERE},
+            description="print the memory plan, and end: GPU here, or of GiB, or of GiB@GB/s",
+        ),
+    ] = ""
     drain_s: Annotated[
         float, Meta(ge=0.0, le=86_400.0, description="after SIGTERM, to finish what is running")
     ] = 20.0
@@ -80,14 +82,6 @@ class Config(ModelOptions, frozen=True, kw_only=True):
             raise ValueError(
                 f"--kv-cache-tokens is {self.kv_cache_tokens}: "
                 f"must be 0 or at least --block-size ({self.block_size})"
-            )
-        if self.plan_memory_gib and not self.plan:
-            raise ValueError(
-                f"--plan-memory-gib is {self.plan_memory_gib:g}: must be 0 without --plan"
-            )
-        if self.plan_bandwidth and not self.plan_memory_gib:
-            raise ValueError(
-                f"--plan-bandwidth is {self.plan_bandwidth:g}: must be 0 without --plan-memory-gib"
             )
         room = self.kv_cache_tokens // self.block_size * self.block_size
         if 0 < room < self.max_model_len:

@@ -15,7 +15,6 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 import structlog
-from msgspec.inspect import BoolType
 
 from shared.common.errors import ConfigError
 from shared.config import values
@@ -122,9 +121,12 @@ class _Parser(argparse.ArgumentParser):
         self._found = found
         self.add_argument("-h", "--help", action="help")
         for setting in found:
-            bare = "true" if isinstance(setting.type, BoolType) else None
             self.add_argument(
-                setting.flag, dest=setting.name, nargs="?", const=bare, default=argparse.SUPPRESS
+                setting.flag,
+                dest=setting.name,
+                nargs="?",
+                const=setting.bare,
+                default=argparse.SUPPRESS,
             )
 
     def texts(self, argv: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Text to value and back, and the words for what is allowed.
 
 Types and bounds come from the annotations of a frozen msgspec Struct: a setting is one field, its
-help text `Meta(description=...)`; a secret one has `Meta(extra=SECRET)`.
+help text `Meta(description=...)`; a secret one has `Meta(extra=SECRET)`, and one whose flag may
+stand alone, as that of a bool may, `Meta(extra={"bare": what it says then})`.
 """
 
 import math
@@ -30,6 +31,7 @@ class Setting(msgspec.Struct, frozen=True):
     type: inspect.Type  # the same without None and metadata
     description: str
     is_secret: bool
+    bare: str | None  # what the flag says without a value
     default: object  # msgspec.NODEFAULT when it is required
 
     def parse(self, text: str) -> object:
@@ -72,10 +74,15 @@ def settings(config_type: type[msgspec.Struct], *, program: str) -> tuple[Settin
                 type=bare,
                 description=str(about.get("description", "")),
                 is_secret=bool(extra.get("is_secret")),
+                bare="true" if isinstance(bare, inspect.BoolType) else _text(extra.get("bare")),
                 default=default,
             )
         )
     return tuple(found)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def variable(program: str, name: str) -> str:

@@ -64,12 +64,12 @@ async def test_a_process_serves_and_drains(
     [
         (["--speculation", "maybe"], "auto"),
         (["--num-speculative-tokens", "17"], "16"),
-        (["--plan-bandwidth", "900"], "--plan-memory-gib"),
+        (["--plan", "80 GiB"], "here"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--redis-url", "http://127.0.0.1"], "redis"),
         (["--max-model-len", "4096", "--model", "MODEL"], "512"),
     ],
-    ids=["speculation", "K", "bandwidth", "model", "url", "context"],
+    ids=["speculation", "K", "plan", "model", "url", "context"],
 )
 def test_a_bad_value_exits_with_2_in_one_line(flags: list[str], word: str, model: Path) -> None:
     """The line names the key and what is allowed."""

@@ -15,7 +15,7 @@ class Colour(StrEnum):
 
 class Everything(Struct, frozen=True):
     integer: int = 0
-    unit: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    unit: Annotated[float, Meta(gt=0, le=3)] = 1.0  # typing shares equal ones, be they 1 or 1.0
     name: Annotated[str, Meta(min_length=1)] = "x"
     word: Annotated[str, Meta(max_length=3)] = "x"
     colour: Colour | None = None
@@ -31,7 +31,7 @@ def setting(name: str) -> Setting:
     ("name", "words"),
     [
         ("integer", "an integer"),
-        ("unit", "a number > 0 and <= 1"),
+        ("unit", "a number > 0 and <= 3"),
         ("name", "text that is not empty"),
         ("word", "text of 0 to 3 characters"),
         ("colour", "one of red, blue"),
