@@ -18,7 +18,7 @@ from target_worker.deadlines import Deadlines
 from target_worker.flights import Accepted, Flight, Landing
 from target_worker.job import Job
 from target_worker.outcome import Outcome
-from target_worker.pause import GO_ON, IDLE, POLL_S, Pause
+from target_worker.pause import GO_ON, IDLE, MAX_LISTENING_S, POLL_S, Pause
 from target_worker.rounds import Rounds, Verified
 from target_worker.scheduler import DoesNotFit, Row, Scheduler
 from target_worker.session import Session
@@ -240,9 +240,10 @@ class Engine:
         What comes while it computes is taken in while it computes: there are hundreds of messages a
         round, and those that were left until its end would hold up the next one.
         """
-        if not flight.listens:
+        now_s = self._clock.monotonic_s()
+        if not flight.listens or now_s - flight.started_s > MAX_LISTENING_S:
             return 0.0
-        listening_s = flight.listens_until_s - self._clock.monotonic_s()
+        listening_s = flight.listens_until_s - now_s
         if listening_s > 0.0:
             return listening_s
         return 0.0 if self._rounds.is_over(flight.begun) else POLL_S

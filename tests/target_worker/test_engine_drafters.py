@@ -1,6 +1,7 @@
 """The engine and its drafters: whom it asks, tells, gives up and sends away."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -228,3 +229,14 @@ def test_nobody_listens_where_nobody_guesses() -> None:
     rig.follower.num_asks = 1
     rig.engine.submit(make_job(max_tokens=30))
     assert [rig.engine.step().seconds for _ in range(6)] == [0.0] * 6
+
+
+def test_a_round_that_never_ends_is_waited_for_in_the_end() -> None:
+    """Asking for ever would look like progress, and a GPU that hangs would never be given up."""
+    rig = computing_rig()
+    rig.follower.num_asks = sys.maxsize
+    started_s = rig.clock.monotonic_s()
+    while (pause := rig.engine.step()).seconds:
+        rig.clock.advance(pause.seconds)
+        assert rig.clock.monotonic_s() - started_s < 1.0  # the least that `--hang-s` may be
+    assert rig.clock.monotonic_s() - started_s > 0.010  # no earlier than it may well be over
