@@ -1,7 +1,7 @@
 """Kernels that are set up while the one before them ends (programmatic dependent launch).
 
-Between two kernels of a stream a GPU rests for a microsecond or two, five times a layer: longer
-than many of them compute. From Hopper on a kernel may be launched early. Then each of its programs
+Between two kernels of a stream a GPU rests for a microsecond or two, five to nine times a layer:
+longer than many of them compute. From Hopper on a kernel may be launched early. Then each of its programs
 
     waits, before it reads what another kernel wrote and before it writes anything at all: all that
         was launched before is done then, and visible, as if the launch had been an ordinary one
@@ -33,7 +33,7 @@ def wait_for_launched(is_dependent: tl.constexpr) -> None:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def let_next_start(is_dependent: tl.constexpr) -> None:
-    """This program has said what it has to say about when the next kernel may be set up."""
+    """The next kernel may be set up once every program has come here, or has ended."""
     if is_dependent:
         tl.extra.cuda.gdc_launch_dependents()
 

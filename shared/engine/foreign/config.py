@@ -65,8 +65,8 @@ def refuse_unsupported(directory: Path, fields: Fields) -> None:
     """Refuse what can be told from `config.json` and the names of files.
 
     Raises:
-        ConfigError: the model brings code or pickled weights, is quantised, has an encoder, or is
-            no causal language model that transformers knows.
+        ConfigError: the model brings code, has no weights but pickled ones, is quantised, has an
+            encoder, or is no causal language model that transformers knows.
     """
     model_type = fields.values.get("model_type")
     if fields.is_set("auto_map"):

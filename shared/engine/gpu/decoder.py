@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from kernels.gpu.attention_work import AttentionWork, plan_attention_work
+from kernels.gpu.dependent_launch import HOPPER
 from kernels.gpu.invariant_linear import ROW_ALIGNMENT, invariant_linear
 from kernels.gpu.rms_norm import add_rms_norm, rms_norm, row_squares
 from kernels.gpu.rotary_kv_write import rotary_kv_write
@@ -241,4 +242,4 @@ def _is_hopper(weight: Tensor) -> bool:
     """Whether a weight of 16 bits is on such a GPU, or a later one."""
     if not weight.is_cuda or weight.dtype == torch.float32:
         return False
-    return torch.cuda.get_device_capability(weight.device) >= (9, 0)
+    return torch.cuda.get_device_capability(weight.device) >= HOPPER
