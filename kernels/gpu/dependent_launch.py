@@ -1,7 +1,8 @@
 """Kernels that are set up while the one before them ends (programmatic dependent launch).
 
 Between two kernels of a stream a GPU rests for a microsecond or two, five to nine times a layer:
-longer than many of them compute. From Hopper on a kernel may be launched early. Then each of its programs
+longer than many of them compute. From Hopper on a kernel may be launched early. Then each of its
+programs
 
     waits, before it reads what another kernel wrote and before it writes anything at all: all that
         was launched before is done then, and visible, as if the launch had been an ordinary one
